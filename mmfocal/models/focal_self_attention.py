@@ -1,0 +1,97 @@
+"""Focal self-attention: project, pool, bias, attend, project (paper section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmfocal.geometry import FocalGeometry, FocalKeys
+from mmfocal.ops import check_backend, focal_attention
+
+from .pooling import FocalPooling
+from .position_bias import FocalPositionBias
+
+
+class FocalSelfAttention(BaseModule):
+    """Multi-head attention of each window over its own tokens, its ring and pooled cells.
+
+    Args:
+        geometry: which keys a window attends to.
+        embed_dims: channels ``C`` of the map.
+        num_heads: heads ``nH``; ``C`` is a multiple of it.
+        pool_method: how pooled levels are made, see :class:`FocalPooling`; not used where
+            ``geometry`` has none.
+        qkv_bias: whether the projection to query, key and value has a bias.
+        qk_scale: factor of the products, ``(C / nH) ** -0.5`` by default.
+        attn_drop: drop rate of attention weights.
+        proj_drop: drop rate of the output.
+        backend: of :func:`mmfocal.focal_attention`.
+        init_cfg: as in mmengine.
+    """
+
+    def __init__(
+        self,
+        geometry: FocalGeometry,
+        embed_dims: int,
+        num_heads: int,
+        pool_method: str = 'fc',
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        backend: str = 'auto',
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_backend(backend)
+        self.geometry = geometry
+        self.num_heads = num_heads
+        self.scale = qk_scale or (embed_dims // num_heads) ** -0.5
+        self.attn_drop = attn_drop
+        self.backend = backend
+
+        self.pools = nn.ModuleList(
+            FocalPooling(geometry, level, pool_method, embed_dims)
+            for level in range(1, geometry.focal_level)
+        )
+        self.position_bias = FocalPositionBias(geometry, num_heads)
+        self.qkv = nn.Linear(embed_dims, embed_dims * 3, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dims, embed_dims)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, keys: FocalKeys) -> Tensor:
+        """Attention within one map.
+
+        Args:
+            x: float ``(B, H, W, C)``.
+            keys: ``self.geometry.keys(H, W, x.device)``.
+
+        Returns:
+            float ``(B, H, W, C)``.
+        """
+        batch, height, width, channels = x.shape
+        padded_height, padded_width = keys.padded_size
+        x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+        tokens = torch.cat([level.flatten(1, 2) for level in (x, *self._pool(x))], dim=1)
+
+        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        out = focal_attention(
+            query,
+            key,
+            value,
+            keys,
+            self.position_bias(),
+            scale=self.scale,
+            dropout_p=self.attn_drop if self.training else 0.0,
+            backend=self.backend,
+        )
+        out = out.reshape(batch, padded_height, padded_width, channels)[:, :height, :width]
+        return self.proj_drop(self.proj(out))
+
+    def _pool(self, x: Tensor) -> list[Tensor]:
+        """Pooled maps of all levels, on the moved grid of a shifted window."""
+        if self.pools and self.geometry.shift_size > 0:
+            x = x.roll((-self.geometry.shift_size,) * 2, dims=(1, 2))
+        return [pool(x) for pool in self.pools]

@@ -1,0 +1,552 @@
+"""The Focal Transformer backbone, from its smallest part to the registered model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import trunc_normal_
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmfocal.geometry import FocalGeometry, FocalKeys
+
+from .focal_self_attention import FocalSelfAttention
+from .pooling import POOL_METHODS
+
+EXPAND_LAYERS = ('all', 'even', 'odd')
+
+# Paper appendix A.1, Table 9; 'large' has the widths of Swin-L, from which the authors made it.
+ARCH_SETTINGS = {
+    'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
+    'small': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
+    'base': dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
+    'large': dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+}
+
+
+class PatchEmbed(BaseModule):
+    """Strided convolution and norm: the stem, and the step from one stage to the next.
+
+    After ``PatchEmbed`` of the authors' ``classification/focal_transformer.py``.
+
+    Args:
+        in_channels: channels of the input.
+        embed_dims: channels of the output.
+        stride: pixels or tokens that become one token, along each side.
+        overlap: whether the patches overlap: kernel 7, padding 2 for a stride of 4, and kernel
+            3, padding 1 for a stride of 2, instead of a kernel as large as the stride.
+        pre_norm: whether the input is normalised over channels and positions together.
+        norm_cfg: norm of the output, None for none.
+        init_cfg: as in mmengine.
+    """
+
+    # Stride to kernel size and padding of overlapping patches.
+    OVERLAPPING = {4: (7, 2), 2: (3, 1)}
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        stride: int,
+        overlap: bool = False,
+        pre_norm: bool = False,
+        norm_cfg: dict | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.stride = stride
+        if overlap and stride not in self.OVERLAPPING:
+            raise ValueError(
+                f'use_conv_embed has patches of stride {sorted(self.OVERLAPPING)}, '
+                f'got patch_size={stride}'
+            )
+        kernel_size, padding = self.OVERLAPPING[stride] if overlap else (stride, 0)
+        self.pre_norm = nn.GroupNorm(1, in_channels) if pre_norm else None
+        self.proj = nn.Conv2d(in_channels, embed_dims, kernel_size, stride, padding)
+        self.norm = build_norm_layer(norm_cfg, embed_dims)[1] if norm_cfg else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float ``(B, C, H, W)`` to ``(B, ceil(H / stride), ceil(W / stride), embed_dims)``."""
+        if self.pre_norm is not None:
+            x = self.pre_norm(x)
+        height, width = x.shape[-2:]
+        x = self.proj(F.pad(x, (0, -width % self.stride, 0, -height % self.stride)))
+        x = x.permute(0, 2, 3, 1)
+        return x if self.norm is None else self.norm(x)
+
+
+class Mlp(BaseModule):
+    """Two linear layers with an activation between and dropout behind each."""
+
+    def __init__(
+        self,
+        embed_dims: int,
+        hidden_dims: int,
+        act_cfg: dict,
+        drop: float = 0.0,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.act = build_activation_layer(act_cfg)
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float ``(..., C)`` to ``(..., C)``."""
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class FocalBlock(BaseModule):
+    """Norm, attention, norm, MLP, each half with a residual connection.
+
+    Args:
+        attention: the attention layer.
+        embed_dims: channels ``C``.
+        hidden_dims: channels inside the MLP.
+        norm_cfg: type of the two norms.
+        act_cfg: activation of the MLP.
+        drop: drop rate inside the MLP.
+        drop_path: rate at which a half is left out for an image, in training.
+        layer_scale: first value of the learned factors ``gamma_1`` and ``gamma_2`` of the two
+            halves, one for each channel; None for no factors.
+        init_cfg: as in mmengine.
+    """
+
+    def __init__(
+        self,
+        attention: FocalSelfAttention,
+        embed_dims: int,
+        hidden_dims: int,
+        norm_cfg: dict,
+        act_cfg: dict,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.attn = attention
+        self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
+        self.mlp = Mlp(embed_dims, hidden_dims, act_cfg, drop)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.gamma_1 = self.gamma_2 = None
+        if layer_scale is not None:
+            self.gamma_1 = nn.Parameter(torch.full((embed_dims,), layer_scale))
+            self.gamma_2 = nn.Parameter(torch.full((embed_dims,), layer_scale))
+
+    def forward(self, x: Tensor, keys: FocalKeys) -> Tensor:
+        """float ``(B, H, W, C)`` to the same; ``keys`` belong to the map's size."""
+        x = x + self.drop_path(_scaled(self.attn(self.norm1(x), keys), self.gamma_1))
+        return x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma_2))
+
+
+def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    return x if gamma is None else x * gamma
+
+
+class FocalStage(BaseModule):
+    """Blocks that work on maps of one stride, and the step to the next stage.
+
+    Args:
+        blocks: the blocks, in order.
+        downsample: step to the next stage, None for the last one.
+        with_cp: whether the blocks' activations are computed again in the backward pass instead
+            of being kept.
+        init_cfg: as in mmengine.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[FocalBlock],
+        downsample: PatchEmbed | None = None,
+        with_cp: bool = False,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Runs the blocks and the downsampling.
+
+        Args:
+            x: float ``(B, H, W, C)``.
+
+        Returns:
+            The map behind the last block, float ``(B, H, W, C)``, and the input of the next
+            stage, ``(B, ceil(H / 2), ceil(W / 2), 2 * C)``, or None behind the last stage.
+        """
+        height, width = x.shape[1:3]
+        # Blocks differ in their keys only where every other one shifts or expands.
+        geometries = {block.attn.geometry for block in self.blocks}
+        keys = {geometry: geometry.keys(height, width, x.device) for geometry in geometries}
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, keys[block.attn.geometry], use_reentrant=False)
+            else:
+                x = block(x, keys[block.attn.geometry])
+        if self.downsample is None:
+            return x, None
+        return x, self.downsample(x.permute(0, 3, 1, 2))
+
+
+@MODELS.register_module()
+class FocalTransformer(BaseModule):
+    """Focal Transformer (Yang et al., NeurIPS 2021, arXiv 2107.00641) as a backbone.
+
+    Takes images of any size of at least 1x1 pixel: images are padded at the bottom and right to
+    whole patches, maps to whole windows, as in Swin Transformer. Defaults are the published
+    ImageNet models; for dense prediction the authors widen ``focal_windows`` to
+    ``(15, 13, 9, 7)``.
+
+    A setting that takes "one or four" is either one value for all stages or one for each stage.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, or a dict of ``embed_dims`` (int,
+            channels of the first stage; each later one has twice as many), ``depths`` (blocks)
+            and ``num_heads``, the latter two one value per stage.
+        in_channels: channels of the image.
+        patch_size: pixels along the side of a patch; the strides of the outputs are
+            ``patch_size * (1, 2, 4, 8)``.
+        window_size: side of a window in tokens; one or four.
+        focal_levels: levels of granularity, the fine one included; one or four.
+        focal_windows: side of the pooled region in cells, odd; one or four.
+        focal_stages: stages (counted from 0) that have pooled levels at all.
+        pool_method: how windows are pooled: ``'fc'``, ``'conv'``, ``'mean'``, ``'max'``, or
+            ``'none'`` for no pooled levels.
+        expand_sizes: width in tokens of the ring of fine tokens around a window; one or four.
+        expand_layer: blocks that have a ring: ``'all'``, or as the authors name it ``'even'``
+            where the even blocks (0, 2, ...) of a stage go without and ``'odd'`` where the odd
+            ones do.
+        border: ``'wrap'`` as the authors, or ``'mask'``; see
+            :class:`~mmfocal.geometry.FocalGeometry`.
+        use_shift: whether odd blocks move their windows by half a window; one or four.
+        mlp_ratio: channels inside an MLP over channels outside.
+        qkv_bias: whether query, key and value projections have a bias.
+        qk_scale: factor of the attention products, ``D ** -0.5`` for heads of ``D`` channels by
+            default.
+        drop_rate: drop rate of embeddings, attention outputs and MLPs.
+        attn_drop_rate: drop rate of attention weights.
+        drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
+        use_abs_pos_embed: whether a learned position embedding is added to the patches. It is
+            made for ``pretrain_img_size`` and resized to other sizes (bicubic).
+        pretrain_img_size: image size in pixels, one or (height, width), of that embedding; not
+            used without it.
+        patch_norm: whether patches are normalised behind the stem.
+        use_conv_embed: whether patches overlap, in the stem and between stages.
+        use_pre_norm: whether maps are normalised before the convolution between stages.
+        layer_scale_init_value: first value of the layer scale (CaiT), None for no layer scale.
+        out_indices: stages whose maps are returned, counted from 0. Stages behind the last of
+            them are not built.
+        out_norm: whether each returned map is normalised by a norm of its own, ``norm0`` to
+            ``norm3``, as detectors expect.
+        frozen_stages: -1 trains everything, 0 freezes the stem, ``i`` also the first ``i``
+            stages and their output norms.
+        with_cp: whether activations inside blocks are computed again in the backward pass,
+            which saves memory and costs time.
+        norm_cfg: norm over channels, such as ``dict(type='LN')``.
+        act_cfg: activation of the MLPs.
+        attention_backend: ``backend`` of :func:`mmfocal.focal_attention`.
+        init_cfg: as in mmengine.
+
+    Raises:
+        TypeError, ValueError: a setting of the wrong type or value; the message names it, what
+            was expected and what came.
+
+    Example:
+        >>> import torch
+        >>> from mmfocal import FocalTransformer
+        >>> model = FocalTransformer(arch='tiny', focal_windows=(15, 13, 9, 7)).eval()
+        >>> [tuple(map_.shape) for map_ in model(torch.rand(1, 3, 64, 96))]
+        [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        in_channels: int = 3,
+        patch_size: int = 4,
+        window_size: int | Sequence[int] = 7,
+        focal_levels: int | Sequence[int] = 2,
+        focal_windows: int | Sequence[int] = (7, 5, 3, 1),
+        focal_stages: Sequence[int] = (0, 1, 2, 3),
+        pool_method: str = 'fc',
+        expand_sizes: int | Sequence[int] = 3,
+        expand_layer: str = 'all',
+        border: str = 'wrap',
+        use_shift: bool | Sequence[bool] = False,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        use_abs_pos_embed: bool = False,
+        pretrain_img_size: int | Sequence[int] = 224,
+        patch_norm: bool = True,
+        use_conv_embed: bool = False,
+        use_pre_norm: bool = False,
+        layer_scale_init_value: float | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_norm: bool = True,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        attention_backend: str = 'auto',
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        embed_dims, depths, num_heads = _resolve_arch(arch)
+        num_stages = len(depths)
+        norm_cfg = dict(type='LN') if norm_cfg is None else norm_cfg
+        act_cfg = dict(type='GELU') if act_cfg is None else act_cfg
+        _check_norm(norm_cfg)
+        _check_choice('pool_method', pool_method, ('none', *POOL_METHODS))
+        _check_choice('expand_layer', expand_layer, EXPAND_LAYERS)
+        _check_stages('focal_stages', focal_stages, num_stages)
+        _check_stages('out_indices', out_indices, num_stages)
+        if not out_indices:
+            raise ValueError('out_indices must name at least one stage, got none')
+        if frozen_stages not in range(-1, num_stages + 1):
+            raise ValueError(
+                f'frozen_stages must be between -1 and {num_stages}, got {frozen_stages!r}'
+            )
+        for name, rate in (
+            ('drop_rate', drop_rate),
+            ('attn_drop_rate', attn_drop_rate),
+            ('drop_path_rate', drop_path_rate),
+        ):
+            if not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise ValueError(f'{name} must be at least 0 and less than 1, got {rate!r}')
+
+        self.out_indices = tuple(out_indices)
+        self.out_norm = out_norm
+        self.frozen_stages = frozen_stages
+        windows = _per_stage('window_size', window_size, num_stages)
+        levels = _per_stage('focal_levels', focal_levels, num_stages)
+        focal_windows = _per_stage('focal_windows', focal_windows, num_stages)
+        expands = _per_stage('expand_sizes', expand_sizes, num_stages)
+        shifts = _per_stage('use_shift', use_shift, num_stages)
+        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+
+        self.patch_embed = PatchEmbed(
+            in_channels,
+            embed_dims,
+            stride=patch_size,
+            overlap=use_conv_embed,
+            norm_cfg=norm_cfg if patch_norm else None,
+        )
+        self.absolute_pos_embed = None
+        if use_abs_pos_embed:
+            height, width = _pair('pretrain_img_size', pretrain_img_size)
+            self.absolute_pos_embed = nn.Parameter(
+                torch.empty(1, embed_dims, height // patch_size, width // patch_size)
+            )
+            trunc_normal_(self.absolute_pos_embed, std=0.02)
+        self.drop_after_pos = nn.Dropout(drop_rate)
+
+        self.stages = nn.ModuleList()
+        for i in range(max(self.out_indices) + 1):
+            channels = embed_dims * 2**i
+            pooled = i in focal_stages and pool_method != 'none'
+            blocks = []
+            for j in range(depths[i]):
+                geometry = _stage_geometry(
+                    i,
+                    window_size=windows[i],
+                    expand_size=expands[i] if _has_ring(expand_layer, j) else 0,
+                    shift_size=windows[i] // 2 if shifts[i] and j % 2 else 0,
+                    focal_level=levels[i] if pooled else min(levels[i], 1),
+                    focal_window=focal_windows[i],
+                    border=border,
+                )
+                attention = FocalSelfAttention(
+                    geometry,
+                    channels,
+                    num_heads[i],
+                    pool_method=pool_method,
+                    qkv_bias=qkv_bias,
+                    qk_scale=qk_scale,
+                    attn_drop=attn_drop_rate,
+                    proj_drop=drop_rate,
+                    backend=attention_backend,
+                )
+                blocks.append(
+                    FocalBlock(
+                        attention,
+                        channels,
+                        int(channels * mlp_ratio),
+                        norm_cfg=norm_cfg,
+                        act_cfg=act_cfg,
+                        drop=drop_rate,
+                        drop_path=drop_paths[sum(depths[:i]) + j],
+                        layer_scale=layer_scale_init_value,
+                    )
+                )
+            downsample = None
+            if i < max(self.out_indices):
+                downsample = PatchEmbed(
+                    channels,
+                    channels * 2,
+                    stride=2,
+                    overlap=use_conv_embed,
+                    pre_norm=use_pre_norm,
+                    norm_cfg=norm_cfg,
+                )
+            self.stages.append(FocalStage(blocks, downsample, with_cp))
+
+        if out_norm:
+            for i in self.out_indices:
+                self.add_module(f'norm{i}', build_norm_layer(norm_cfg, embed_dims * 2**i)[1])
+
+        self.apply(_init_linear)
+        self._freeze_stages()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Maps of the stages in ``out_indices``.
+
+        Args:
+            x: float ``(B, in_channels, H, W)`` with ``H, W >= 1`` pixels.
+
+        Returns:
+            float ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` for each stage ``i``, with
+            ``C_i = embed_dims * 2 ** i`` channels and stride ``s_i = patch_size * 2 ** i``.
+        """
+        x = self.patch_embed(x)
+        if self.absolute_pos_embed is not None:
+            x = x + _resized(self.absolute_pos_embed, x.shape[1:3]).permute(0, 2, 3, 1)
+        x = self.drop_after_pos(x)
+
+        outs = []
+        for i, stage in enumerate(self.stages):
+            out, x = stage(x)
+            if i in self.out_indices:
+                out = getattr(self, f'norm{i}')(out) if self.out_norm else out
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> FocalTransformer:
+        """Sets training mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.patch_embed, self.drop_after_pos, *self.stages[: self.frozen_stages]]
+        if self.out_norm:
+            frozen += [getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
+        for module in frozen:
+            module.eval().requires_grad_(False)
+        if self.absolute_pos_embed is not None:
+            self.absolute_pos_embed.requires_grad_(False)
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Truncated normal weights, as in the authors' ``FocalTransformer._init_weights``."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _resized(embedding: Tensor, size: Sequence[int]) -> Tensor:
+    """``(1, C, h, w)`` as ``(1, C, *size)``; its own size leaves it as it is, bit for bit."""
+    if embedding.shape[-2:] == tuple(size):
+        return embedding
+    return F.interpolate(embedding, size=tuple(size), mode='bicubic', align_corners=False)
+
+
+def _has_ring(expand_layer: str, block: int) -> bool:
+    without = {'all': None, 'even': 0, 'odd': 1}[expand_layer]
+    return block % 2 != without
+
+
+def _stage_geometry(stage: int, **settings: int | str) -> FocalGeometry:
+    try:
+        return FocalGeometry(**settings)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f'stage {stage} of FocalTransformer: {error}') from None
+
+
+def _resolve_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """``embed_dims``, ``depths`` and ``num_heads`` of a named or given architecture."""
+    if isinstance(arch, str):
+        _check_choice('arch', arch, tuple(ARCH_SETTINGS))
+        arch = ARCH_SETTINGS[arch]
+    expected = {'embed_dims', 'depths', 'num_heads'}
+    if not isinstance(arch, dict) or set(arch) != expected:
+        raise ValueError(
+            f'arch must be one of {tuple(ARCH_SETTINGS)} or a dict with exactly the keys '
+            f'{sorted(expected)}, got {arch!r}'
+        )
+    embed_dims, depths, num_heads = arch['embed_dims'], arch['depths'], arch['num_heads']
+    if len(depths) != len(num_heads) or not depths:
+        raise ValueError(
+            f"arch: 'depths' and 'num_heads' need one value per stage each, got {depths!r} and "
+            f'{num_heads!r}'
+        )
+    for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
+        if depth < 1 or heads < 1 or embed_dims < 1 or embed_dims * 2**i % heads:
+            raise ValueError(
+                f'arch: stage {i} needs at least one block and a number of heads that divides its '
+                f'{embed_dims * 2**i} channels, got depth {depth} and {heads} heads'
+            )
+    return embed_dims, tuple(depths), tuple(num_heads)
+
+
+def _per_stage(name: str, value: object, num_stages: int) -> tuple:
+    """One value for all stages, or one each, as one each."""
+    if isinstance(value, bool | int):
+        return (value,) * num_stages
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != num_stages:
+        raise ValueError(
+            f'{name} must be one value or a sequence of {num_stages}, one per stage, got {value!r}'
+        )
+    return tuple(value)
+
+
+def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2:
+        raise ValueError(f'{name} must be one int or (height, width), got {value!r}')
+    return pair
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {choices}, got {value!r}')
+
+
+def _check_stages(name: str, stages: Sequence[int], num_stages: int) -> None:
+    ascending = all(a < b for a, b in pairwise(stages))
+    if not ascending or any(stage not in range(num_stages) for stage in stages):
+        raise ValueError(
+            f'{name} must be ascending stages between 0 and {num_stages - 1}, got {stages!r}'
+        )
+
+
+def _check_norm(norm_cfg: dict) -> None:
+    """Maps are channel-last, which norms over other axes would silently misread."""
+    norm = build_norm_layer(norm_cfg, 4)[1]
+    probe = torch.zeros(1, 2, 3, 4)
+    try:
+        fits = norm(probe).shape == probe.shape
+    except (RuntimeError, ValueError):
+        fits = False
+    if not fits or isinstance(norm, nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
+        raise ValueError(
+            f"norm_cfg must be a norm over the last axis, such as dict(type='LN'), got {norm_cfg!r}"
+        )

@@ -1,0 +1,74 @@
+"""Pooling of a map to the cells of one focal level (paper section 3.2.1, sub-window pooling)."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mmfocal.geometry import FocalGeometry
+
+POOL_METHODS = ('fc', 'conv', 'mean', 'max')
+
+
+class FocalPooling(BaseModule):
+    """Summarises each sub-window of a map by one cell.
+
+    Methods, after ``FocalTransformerBlock`` of the authors' ``classification/focal_transformer.py``:
+    ``fc`` weighs the tokens of a sub-window, alike in all channels; ``conv`` weighs them channel by
+    channel; ``mean`` and ``max`` have no parameters. ``fc`` and ``conv`` begin as the mean, which
+    is what the authors' code sets before its general initialisation overwrites it.
+
+    Args:
+        geometry: settings of the attention.
+        level: pooled level, 1 for one cell a window.
+        method: one of ``fc``, ``conv``, ``mean``, ``max``.
+        embed_dims: channels ``C``.
+        init_cfg: as in mmengine.
+    """
+
+    def __init__(
+        self,
+        geometry: FocalGeometry,
+        level: int,
+        method: str,
+        embed_dims: int,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if method not in POOL_METHODS:
+            raise ValueError(f'pool_method must be one of {POOL_METHODS}, got {method!r}')
+        self.geometry, self.level, self.method = geometry, level, method
+        side = geometry.sub_window_size(level)
+        if method == 'fc':
+            self.weight = nn.Parameter(torch.full((1, side * side), 1 / side**2))
+            self.bias = nn.Parameter(torch.zeros(1))
+        elif method == 'conv':
+            self.weight = nn.Parameter(torch.full((embed_dims, 1, side, side), 1 / side**2))
+            self.bias = nn.Parameter(torch.zeros(embed_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pools a map that is padded to whole windows.
+
+        Args:
+            x: float ``(B, Hp, Wp, C)``, moved by the shift of the windows if there is one.
+
+        Returns:
+            float ``(B, H_level, W_level, C)``, ``geometry.pooled_size`` cells.
+        """
+        geometry, side = self.geometry, self.geometry.sub_window_size(self.level)
+        batch, padded_height, padded_width, channels = x.shape
+        height, width = geometry.pooled_size(self.level, padded_height, padded_width)
+        top = geometry.trim(self.level, padded_height)
+        left = geometry.trim(self.level, padded_width)
+        x = x[:, top : top + height * side, left : left + width * side]
+        x = x.reshape(batch, height, side, width, side, channels)
+        if self.method == 'mean':
+            return x.mean(dim=(2, 4))
+        if self.method == 'max':
+            return x.amax(dim=(2, 4))
+        if self.method == 'fc':
+            weight = self.weight.view(side, side)
+            return torch.einsum('bhiwjc,ij->bhwc', x, weight) + self.bias
+        weight = self.weight.view(channels, side, side)
+        return torch.einsum('bhiwjc,cij->bhwc', x, weight) + self.bias

@@ -1,0 +1,94 @@
+"""Position bias: one learned number per head for each relative position of a query and a key."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.model.weight_init import trunc_normal_
+from torch import Tensor, nn
+
+from mmfocal.geometry import FocalGeometry
+
+
+class FocalPositionBias(BaseModule):
+    """All position bias tables of one attention layer, and the dense bias that they make.
+
+    The names of the tables begin with ``relative_position_bias_table``, by which optimizer
+    settings find them. Layouts are those of the authors' ``WindowAttention``
+    (``classification/focal_transformer.py``), so that their weights fit as they are:
+
+    * ``relative_position_bias_table`` ``((2 * Wh - 1) * (2 * Ww - 1), nH)``: keys of the window
+      itself, by relative position, as in Swin Transformer. Begins at zero, as the authors'.
+    * ``relative_position_bias_table_to_neighbors`` ``(1, nH, Wh * Ww, R)``: keys of the ring, one
+      entry for each pair of query and ring position.
+    * ``relative_position_bias_table_to_windows`` list of ``(nH, S * S)`` with
+      ``S = Wh + region_size - 1``, one for each pooled level: the relative position of a query in
+      tokens and a cell in cells.
+
+    Args:
+        geometry: settings of the attention.
+        num_heads: number of heads ``nH``.
+        init_cfg: as in mmengine.
+    """
+
+    def __init__(
+        self, geometry: FocalGeometry, num_heads: int, init_cfg: dict | list | None = None
+    ) -> None:
+        super().__init__(init_cfg)
+        window = geometry.window_size
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * window - 1) ** 2, num_heads)
+        )
+        self._register_index('relative_position_index', window, window)
+
+        num_ring_keys = geometry.ring_offsets().shape[0]
+        self.relative_position_bias_table_to_neighbors = None
+        if num_ring_keys:
+            self.relative_position_bias_table_to_neighbors = nn.Parameter(
+                torch.empty(1, num_heads, window**2, num_ring_keys)
+            )
+            trunc_normal_(self.relative_position_bias_table_to_neighbors, std=0.02)
+
+        self.relative_position_bias_table_to_windows = nn.ParameterList()
+        for level in range(1, geometry.focal_level):
+            region = geometry.region_size(level)
+            table = nn.Parameter(torch.empty(num_heads, (window + region - 1) ** 2))
+            trunc_normal_(table, std=0.02)
+            self.relative_position_bias_table_to_windows.append(table)
+            self._register_index(f'relative_position_index_{level}', window, region)
+
+    def _register_index(self, name: str, query_side: int, key_side: int) -> None:
+        # Not persistent: it follows from the settings, and checkpoints stay free of it.
+        self.register_buffer(name, relative_position_index(query_side, key_side), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The bias in the key order of :class:`~mmfocal.geometry.FocalKeys`.
+
+        Returns:
+            float ``(nH, Wh * Ww, N)``, in the precision of the tables.
+        """
+        window = self.relative_position_bias_table[self.relative_position_index]
+        sources = [window.permute(2, 0, 1)]
+        if self.relative_position_bias_table_to_neighbors is not None:
+            sources.append(self.relative_position_bias_table_to_neighbors[0])
+        for level, table in enumerate(self.relative_position_bias_table_to_windows, start=1):
+            sources.append(table[:, getattr(self, f'relative_position_index_{level}')])
+        return torch.cat(sources, dim=-1)
+
+
+def relative_position_index(query_side: int, key_side: int) -> Tensor:
+    """Index of each pair's relative position in a table of all relative positions.
+
+    Args:
+        query_side: side of the square of queries.
+        key_side: side of the square of keys. A table has ``query_side + key_side - 1`` rows and
+            as many columns, from the key that is furthest behind the query to the one that is
+            furthest ahead of it.
+
+    Returns:
+        int64 ``(query_side ** 2, key_side ** 2)``.
+    """
+    query, key = torch.arange(query_side), torch.arange(key_side)
+    relative = query[:, None] - key[None, :] + key_side - 1  # (query_side, key_side)
+    rows = relative[:, None, :, None] * (query_side + key_side - 1)
+    return (rows + relative[None, :, None, :]).reshape(query_side**2, key_side**2)

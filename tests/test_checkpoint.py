@@ -1,0 +1,153 @@
+"""Translation of the authors' settings and weights, and equality with their model."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmfocal import FocalTransformer
+from mmfocal.checkpoint import from_authors
+from mmfocal.ops import available_backends
+
+GOLDEN = sorted(Path(__file__).with_name('golden').glob('*.npz'))
+if folder := os.environ.get('MMFOCAL_GOLDEN'):
+    full = sorted(Path(folder).glob('*.npz'))
+    assert full, f'MMFOCAL_GOLDEN={folder} holds no golden case (*.npz)'
+    # `fast_*` are cases of the authors' second version, which is another model.
+    GOLDEN += [path for path in full if not path.stem.startswith('fast_')]
+CASE_IDS = [f'{path.parent.name}-{path.stem}' for path in GOLDEN]
+
+
+class GoldenCase:
+    """One file, see tests/golden/README.md."""
+
+    def __init__(self, path, dtype=torch.float64):
+        self.arrays, self.dtype = np.load(path), dtype
+        self.config = json.loads(str(self.arrays['config']))
+
+    def tensors(self, prefix):
+        """Entries by the rest of their names."""
+        names = [name for name in self.arrays.files if name.startswith(prefix)]
+        return {name[len(prefix) :]: torch.from_numpy(self.arrays[name]) for name in names}
+
+    def tensor(self, name):
+        return torch.from_numpy(self.arrays[name]).to(self.dtype)
+
+    def error(self, name, got):
+        """Relative L2 error of ``got`` against an entry; absolute where the entry is zero."""
+        want = self.tensor(name).flatten()
+        step = self.arrays[f'step.{name}'] if f'step.{name}' in self.arrays.files else 1
+        difference = (got.detach().flatten()[:: int(step)] - want).norm()
+        return float(difference / want.norm()) if want.norm() > 0 else float(difference)
+
+
+def golden_errors(path, dtype, backend):
+    """Runs a case forward and backward; relative errors by entry."""
+    case = GoldenCase(path, dtype)
+    kwargs, weights = from_authors(case.config, case.tensors('state.'))
+    model = FocalTransformer(**kwargs, attention_backend=backend).to(dtype).eval()
+    model.load_state_dict(weights)
+
+    image = case.tensor('input').requires_grad_()
+    features = [out.flatten(2).transpose(1, 2) for out in model(image)]
+    weight, bias = case.tensor('state.norm.weight'), case.tensor('state.norm.bias')
+    pooled = F.layer_norm(features[-1], weight.shape, weight, bias).mean(dim=1)
+    logits = F.linear(pooled, case.tensor('state.head.weight'), case.tensor('state.head.bias'))
+    score = 0.01 * logits.sum()
+    for i, feature in enumerate(features):
+        score = score + (feature * case.tensor(f'cotangent.{i}')).sum()
+    score.backward()
+
+    errors = {f'feature.{i}': case.error(f'feature.{i}', f) for i, f in enumerate(features)}
+    errors['logits'] = case.error('logits', logits)
+    errors['grad.input'] = case.error('grad.input', image.grad)
+    ours = dict(model.named_parameters())
+    for name in case.tensors('grad.param.'):
+        entry = f'grad.param.{name}'
+        if name.startswith(('norm.', 'head.')):
+            continue
+        (renamed,) = from_authors(case.config, {name: case.tensor(f'state.{name}')})[1]
+        parameter = ours.pop(renamed)
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        if renamed == 'absolute_pos_embed':
+            grad = grad.flatten(2).transpose(1, 2)
+        errors[entry] = case.error(entry, grad)
+    assert not ours, f'no golden gradient for {sorted(ours)}'
+    return errors
+
+
+@pytest.mark.parametrize('backend', available_backends())
+@pytest.mark.parametrize('path', GOLDEN, ids=CASE_IDS)
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-5), (torch.float32, 1e-4)])
+def test_golden_case(path, dtype, tolerance, backend, record_property):
+    errors = golden_errors(path, dtype, backend)
+    worst = max(errors, key=errors.get)
+    record_property('worst', f'{worst}: {errors[worst]:.1e}')
+    assert errors[worst] < tolerance, f'{worst}: relative error {errors[worst]:.1e}'
+
+
+def authors_state(**config):
+    """A state dict with the authors' names for a small model, made from ours and a rename."""
+    kwargs, _ = from_authors(config, {})
+    state = {}
+    for name, value in FocalTransformer(**kwargs).state_dict().items():
+        name = name.replace('stages.', 'layers.').replace('attn.pools', 'pool_layers')
+        state[name.replace('attn.position_bias.', 'attn.')] = value
+    return state
+
+
+SMALL = dict(embed_dim=8, depths=[1, 1], num_heads=[1, 2], focal_levels=[2, 2], img_size=64)
+SMALL |= dict(focal_windows=[3, 3], expand_sizes=[1, 1])
+
+
+def test_every_key_is_used():
+    state = authors_state(**SMALL)
+    kwargs, weights = from_authors(SMALL, state)
+    assert len(weights) == len(state)
+    FocalTransformer(**kwargs).load_state_dict(weights)  # strict
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'head.weight',
+        'norm.bias',
+        'layers.0.blocks.1.attn_mask',
+        'layers.0.blocks.1.attn.relative_position_index',
+        'layers.0.blocks.1.attn.relative_position_index_1',
+        'layers.0.blocks.1.attn.valid_ind_rolled',
+        'layers.0.blocks.1.attn.valid_ind_unfold_1',
+    ],
+)
+def test_buffers_and_classifier_are_dropped_by_name(name):
+    assert from_authors(SMALL, {name: torch.zeros(1)})[1] == {}
+
+
+def test_unknown_key_is_an_error():
+    with pytest.raises(ValueError, match=r'layers\.0\.blocks\.0\.attn\.coord2rpb'):
+        from_authors(SMALL, {'layers.0.blocks.0.attn.coord2rpb': torch.zeros(1)})
+
+
+def test_unknown_argument_is_an_error():
+    with pytest.raises(ValueError, match="'focal_topK': no argument of the authors'"):
+        from_authors(dict(focal_topK=32), {})
+
+
+def test_stage_no_larger_than_a_window_loses_ring_and_shift_as_the_authors_do():
+    kwargs, _ = from_authors(dict(img_size=[160, 224], use_shift=True), {})
+    assert kwargs['window_size'] == (7, 7, 7, 5)
+    assert kwargs['expand_sizes'] == (3, 3, 3, 0)
+    assert kwargs['use_shift'] == (True, True, True, False)
+
+
+@pytest.mark.parametrize(
+    'arch, count', [('tiny', 28_880_380), ('small', 51_141_940), ('base', 89_815_400)]
+)
+def test_parameters_of_the_published_classifiers(arch, count):
+    model = FocalTransformer(arch, expand_sizes=(3, 3, 3, 0), out_indices=(3,))
+    head = 1000 * (model.norm3.normalized_shape[0] + 1)
+    assert sum(p.numel() for p in model.parameters()) + head == count

@@ -1,0 +1,168 @@
+"""Which keys a window attends to."""
+
+import oracle
+import pytest
+import torch
+
+from mmfocal.geometry import MAX_CACHED_TABLES, FocalGeometry, _cached_keys
+
+SETTINGS = {
+    'published': FocalGeometry(focal_window=7),
+    'dense-shift': FocalGeometry(focal_window=5, shift_size=3),
+    'three-levels': FocalGeometry(focal_level=3, focal_window=3),
+    'mask': FocalGeometry(focal_window=3, border='mask'),
+    'mask-shift-levels': FocalGeometry(
+        window_size=5, expand_size=2, shift_size=2, focal_level=3, focal_window=1, border='mask'
+    ),
+    'even-window': FocalGeometry(window_size=4, expand_size=1, focal_level=4, focal_window=3),
+    'wide-ring': FocalGeometry(window_size=3, expand_size=3, focal_level=1),
+    'window-of-one': FocalGeometry(window_size=1, expand_size=1, focal_level=2, focal_window=3),
+}
+SMALL = [(height, width) for height in range(1, 21) for width in range(1, 21)]
+LARGE = [(50, 84), (61, 7), (3, 97)]
+
+
+def names_of_tokens(keys):
+    """Name of every row of the token axis, as the oracle calls it."""
+    names = [
+        ('token', row, col)
+        for row in range(keys.padded_size[0])
+        for col in range(keys.padded_size[1])
+    ]
+    for level, (rows, cols) in enumerate(keys.pooled_sizes, start=1):
+        names += [('cell', level, row, col) for row in range(rows) for col in range(cols)]
+    return names
+
+
+def assert_as_oracle(geometry, height, width):
+    keys = geometry.keys(height, width)
+    windows = oracle.keys_of_windows(
+        height,
+        width,
+        geometry.window_size,
+        geometry.expand_size,
+        geometry.shift_size,
+        geometry.focal_level,
+        geometry.focal_window,
+        geometry.border,
+    )
+    names = names_of_tokens(keys)
+    assert len(names) == keys.num_tokens
+    assert keys.num_windows == len(windows)
+    queries, index, allowed = keys.queries.tolist(), keys.index.tolist(), keys.allowed().tolist()
+    for w, (expected_queries, expected_keys) in enumerate(windows):
+        assert [names[row] for row in queries[w]] == [name for name, _ in expected_queries]
+        assert keys.num_keys == len(expected_keys)
+        for j, entry in enumerate(expected_keys):
+            if entry is not None:
+                assert names[index[w][j]] == entry[0]
+        # Either one row for all queries of the window or one for each.
+        for i, row in enumerate(allowed[w]):
+            seen_by = expected_queries if len(allowed[w]) == 1 else [expected_queries[i]]
+            for _, region in seen_by:
+                expected = [e is not None and e[1] in (0, region) for e in expected_keys]
+                assert row == expected
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+def test_keys_are_the_oracles_on_every_small_map(name):
+    # Every second setting sees every second size: together all settings see odd and even sides.
+    for height, width in SMALL:
+        if name in ('published', 'mask-shift-levels') or (height + width) % 3 == 0:
+            assert_as_oracle(SETTINGS[name], height, width)
+
+
+@pytest.mark.parametrize('height, width', LARGE)
+def test_keys_are_the_oracles_on_large_maps(height, width):
+    assert_as_oracle(SETTINGS['published'], height, width)
+    assert_as_oracle(SETTINGS['three-levels'], height, width)
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('size', [(1, 1), (7, 7), (13, 20)])
+def test_every_token_is_a_query_once(name, size):
+    keys = SETTINGS[name].keys(*size)
+    count = keys.padded_size[0] * keys.padded_size[1]
+    assert torch.equal(keys.queries.flatten().sort().values, torch.arange(count))
+    assert torch.equal(keys.queries.flatten()[keys.inverse], torch.arange(count))
+
+
+def test_authors_ring_lists_12_of_120_positions_twice():
+    offsets = FocalGeometry().ring_offsets()
+    unique, counts = offsets.unique(dim=0, return_counts=True)
+    assert (offsets.shape[0], unique.shape[0], int((counts == 2).sum())) == (132, 120, 12)
+    inside = ((unique >= 0) & (unique < 7)).all(dim=1)
+    assert not inside.any()
+    assert unique.min() == -3 and unique.max() == 9
+
+
+def test_wrapping_ring_reaches_the_opposite_border():
+    geometry = FocalGeometry(expand_size=3, focal_level=1)
+    ring = geometry.sources()['ring']
+    wrapped = geometry.keys(21, 21).index[0, ring]  # the first window, at the top left
+    rows, cols = wrapped // 21, wrapped % 21
+    assert set(rows.tolist()) == {*range(10), 18, 19, 20}
+    assert set(cols.tolist()) == {*range(10), 18, 19, 20}
+
+
+def test_masked_border_hides_what_is_no_token_of_the_map():
+    geometry = FocalGeometry(focal_level=2, focal_window=3, border='mask')
+    keys = geometry.keys(10, 10)  # padded to 14x14
+    tokens = keys.valid[:, : keys.sources['ring'].stop]
+    index = keys.index[:, : keys.sources['ring'].stop]
+    assert (index[tokens] // 14 < 10).all() and (index[tokens] % 14 < 10).all()
+    assert not tokens.all()
+
+
+def test_sources_cover_the_key_axis_in_order():
+    sources = FocalGeometry(focal_level=3, focal_window=5).sources()
+    assert list(sources) == ['window', 'ring', 'level1', 'level2']
+    assert [s.stop - s.start for s in sources.values()] == [49, 132, 25, 36]
+    assert [s.start for s in sources.values()] == [0, 49, 181, 206]
+
+
+def test_tables_are_cached_per_size_and_bounded():
+    geometry = FocalGeometry()
+    assert geometry.keys(9, 9) is geometry.keys(9, 9)
+    assert geometry.keys(9, 9) is FocalGeometry().keys(9, 9)
+    assert geometry.keys(9, 9) is not geometry.keys(9, 10)
+    for side in range(1, MAX_CACHED_TABLES + 9):
+        geometry.keys(1, side)
+    assert _cached_keys.cache_info().currsize == MAX_CACHED_TABLES
+
+
+def test_tables_made_in_inference_mode_serve_training():
+    geometry = FocalGeometry(window_size=6)
+    with torch.inference_mode():
+        keys = geometry.keys(11, 13)
+    values = torch.zeros(keys.num_tokens, requires_grad=True)
+    values.index_select(0, keys.index[0]).sum().backward()
+    assert values.grad.sum() == keys.num_keys
+
+
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(window_size=0), 'window_size must be at least 1'),
+        (dict(expand_size=8), 'expand_size must be between 0 and window_size = 7'),
+        (dict(expand_size=-1), 'expand_size must be between 0'),
+        (dict(shift_size=7), 'shift_size must be at least 0 and less than window_size = 7'),
+        (dict(focal_level=0), 'focal_level must be at least 1'),
+        (dict(focal_level=5), 'window_size = 7 allows at most 4 levels, got 5'),
+        (dict(focal_window=4), 'focal_window must be an odd number'),
+        (dict(border='zero'), "border must be one of .*'zero'"),
+    ],
+)
+def test_setting_out_of_range_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FocalGeometry(**settings)
+
+
+def test_setting_of_wrong_type_is_named():
+    with pytest.raises(TypeError, match="window_size must be an int, got '7' of type str"):
+        FocalGeometry(window_size='7')
+
+
+def test_empty_map_is_refused():
+    with pytest.raises(ValueError, match='at least 1x1 tokens, got 0x5'):
+        FocalGeometry().keys(0, 5)
