@@ -13,13 +13,14 @@ from mmfocal import FocalTransformer
 from mmfocal.checkpoint import from_authors
 from mmfocal.ops import available_backends
 
-GOLDEN = sorted(Path(__file__).with_name('golden').glob('*.npz'))
+SMALL_GOLDEN = sorted(Path(__file__).with_name('golden').glob('*.npz'))
+GOLDEN = list(SMALL_GOLDEN)
 if folder := os.environ.get('MMFOCAL_GOLDEN'):
     full = sorted(Path(folder).glob('*.npz'))
     assert full, f'MMFOCAL_GOLDEN={folder} holds no golden case (*.npz)'
     # `fast_*` are cases of the authors' second version, which is another model.
     GOLDEN += [path for path in full if not path.stem.startswith('fast_')]
-CASE_IDS = [f'{path.parent.name}-{path.stem}' for path in GOLDEN]
+CASE_IDS = [path.stem + (' (small)' if path in SMALL_GOLDEN else '') for path in GOLDEN]
 
 
 class GoldenCase:
@@ -151,3 +152,21 @@ def test_parameters_of_the_published_classifiers(arch, count):
     model = FocalTransformer(arch, expand_sizes=(3, 3, 3, 0), out_indices=(3,))
     head = 1000 * (model.norm3.normalized_shape[0] + 1)
     assert sum(p.numel() for p in model.parameters()) + head == count
+
+
+def print_table():
+    """Errors of all golden cases in both precisions, worst entry of each kind."""
+    kinds = ('feature.', 'logits', 'grad.input', 'grad.param.')
+    print('| case | backend | dtype | features | logits | input gradient | worst parameter gradient |')
+    print('|---|---|---|---|---|---|---|')
+    for path, case in zip(GOLDEN, CASE_IDS, strict=True):
+        for backend in available_backends():
+            for dtype in (torch.float64, torch.float32):
+                errors = golden_errors(path, dtype, backend)
+                worst = [max(e for n, e in errors.items() if n.startswith(k)) for k in kinds]
+                cells = ' | '.join(f'{error:.1e}' for error in worst)
+                print(f'| {case} | {backend} | {str(dtype)[6:]} | {cells} |')
+
+
+if __name__ == '__main__':
+    print_table()

@@ -134,8 +134,9 @@ def test_drop_path_grows_linearly_over_all_blocks():
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
-def test_drop_path_is_for_training_alone():
-    model, image = small(drop_path_rate=0.9), torch.rand(1, 3, 32, 32)
+@pytest.mark.parametrize('rate', ['drop_rate', 'attn_drop_rate', 'drop_path_rate'])
+def test_drop_rates_are_for_training_alone(rate):
+    model, image = small(**{rate: 0.9}), torch.rand(1, 3, 32, 32)
     assert torch.equal(model.eval()(image)[3], model(image)[3])
     model.train()
     assert not all(torch.equal(model(image)[3], model(image)[3]) for _ in range(5))

@@ -1,0 +1,128 @@
+"""Picture of one window of queries and the keys that it attends to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import Patch, Rectangle
+
+from mmfocal.geometry import FocalGeometry, FocalKeys
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+WINDOW_COLOUR, RING_COLOUR, TWICE_COLOUR = '#0072B2', '#E69F00', '#D55E00'
+LEVEL_COLOURS = ('#009E73', '#CC79A7', '#F0E442')
+
+
+def draw_keys(
+    geometry: FocalGeometry, map_size: tuple[int, int], windows: list[tuple[int, int]]
+) -> Figure:
+    """Draws the keys of some windows, one panel each.
+
+    Args:
+        geometry: settings of the attention.
+        map_size: height and width of the map in tokens.
+        windows: row and column of each window to draw, counted in windows.
+
+    Returns:
+        The figure; the caller saves and closes it.
+
+    Raises:
+        ValueError: a window that the map does not have.
+    """
+    keys = geometry.keys(*map_size)
+    rows, cols = (side // geometry.window_size for side in keys.padded_size)
+    for row, col in windows:
+        if not (0 <= row < rows and 0 <= col < cols):
+            raise ValueError(
+                f'a map of {map_size[0]}x{map_size[1]} tokens has {rows}x{cols} windows, counted '
+                f'from 0; there is no window {row} {col}'
+            )
+    aspect = keys.padded_size[0] / keys.padded_size[1]
+    figure, panels = plt.subplots(
+        1, len(windows), figsize=(4.6 * len(windows), 4.6 * aspect + 0.9), squeeze=False
+    )
+    for axes, (row, col) in zip(panels[0], windows, strict=True):
+        _draw_window(axes, geometry, keys, row * cols + col)
+        axes.set_title(f'window {row}, {col} of {rows}x{cols}', fontsize=10)
+    figure.legend(
+        handles=_legend(keys), loc='lower center', ncols=5, fontsize=9, frameon=False
+    )
+    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
+    return figure
+
+
+def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: int) -> None:
+    height, width = keys.padded_size
+    axes.set(xlim=(-0.5, width + 0.5), ylim=(height + 0.5, -0.5), aspect='equal')
+    axes.axis('off')
+    axes.add_patch(Rectangle((0, 0), width, height, facecolor='#F4F4F4', edgecolor='none'))
+    _squares(axes, [(row, col) for row in range(height) for col in range(width)], 1, '#E2E2E2')
+
+    # Coarse cells lie below fine tokens, which they contain.
+    start = height * width
+    for level, (_, cell_cols) in enumerate(keys.pooled_sizes, start=1):
+        side = geometry.sub_window_size(level)
+        top, left = geometry.trim(level, height), geometry.trim(level, width)
+        seen = _seen(keys, window, f'level{level}') - start
+        corners = [
+            (top + cell // cell_cols * side, left + cell % cell_cols * side)
+            for cell in seen.tolist()
+        ]
+        colour = LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
+        _squares(axes, corners, side, colour, filled=True, alpha=0.45, linewidth=1.2)
+        start += keys.pooled_sizes[level - 1][0] * cell_cols
+
+    def places(source: str) -> list[tuple[int, int]]:
+        return [(token // width, token % width) for token in _seen(keys, window, source).tolist()]
+
+    if 'ring' in keys.sources:
+        ring = places('ring')
+        twice = [place for place in set(ring) if ring.count(place) > 1]
+        _squares(axes, list(set(ring) - set(twice)), 1, RING_COLOUR, filled=True)
+        _squares(axes, twice, 1, TWICE_COLOUR, filled=True)
+    _squares(axes, places('window'), 1, WINDOW_COLOUR, filled=True)
+    axes.add_patch(
+        Rectangle((0, 0), keys.map_size[1], keys.map_size[0], fill=False, edgecolor='black', lw=1.2)
+    )
+
+
+def _seen(keys: FocalKeys, window: int, source: str):
+    part = keys.sources[source]
+    return keys.index[window, part][keys.valid[window, part]]
+
+
+def _squares(
+    axes: Axes,
+    corners: list[tuple[int, int]],
+    side: int,
+    colour: str,
+    filled: bool = False,
+    alpha: float = 1.0,
+    linewidth: float = 0.4,
+) -> None:
+    axes.add_collection(
+        PatchCollection(
+            [Rectangle((col, row), side, side) for row, col in corners],
+            facecolor=colour if filled else 'none',
+            edgecolor='white' if filled else colour,
+            alpha=alpha,
+            linewidth=linewidth,
+        )
+    )
+
+
+def _legend(keys: FocalKeys) -> list[Patch]:
+    entries = [Patch(color=WINDOW_COLOUR, label='queries and keys: the window')]
+    if 'ring' in keys.sources:
+        entries.append(Patch(color=RING_COLOUR, label='keys: ring'))
+        entries.append(Patch(color=TWICE_COLOUR, label='ring, listed twice'))
+    for level in range(1, len(keys.pooled_sizes) + 1):
+        colour = LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
+        entries.append(Patch(color=colour, alpha=0.45, label=f'keys: pooled cells, level {level}'))
+    return entries
