@@ -1,7 +1,12 @@
 """Focal Transformer as a backbone for MMDetection 3.x and MMSegmentation 1.x."""
 
-from .models import FocalTransformer
-from .ops import focal_attention
-from .version import __version__
+from .compat import check_versions
+
+# Before the imports that would fail with somebody else's assertion.
+check_versions()
+
+from .models import FocalTransformer  # noqa: E402
+from .ops import focal_attention  # noqa: E402
+from .version import __version__  # noqa: E402
 
 __all__ = ['FocalTransformer', '__version__', 'focal_attention']

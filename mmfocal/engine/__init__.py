@@ -1,0 +1,27 @@
+"""What runs need beyond mmengine: safe loading, checks before the start, errors for users."""
+
+from typing import Any
+
+from .config import load_config
+from .errors import UserError, user_errors_without_trace
+from .preflight import MissingDataError, check_data
+
+__all__ = [
+    'CheckpointError',
+    'MissingDataError',
+    'UserError',
+    'check_data',
+    'install_safe_loading',
+    'load_checkpoint_file',
+    'load_config',
+    'user_errors_without_trace',
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs PyTorch on first use: tools report missing data before that."""
+    if name in ('CheckpointError', 'install_safe_loading', 'load_checkpoint_file'):
+        from . import safe_loading
+
+        return getattr(safe_loading, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

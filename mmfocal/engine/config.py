@@ -1,0 +1,56 @@
+"""Configs: finding them and reading them. Without PyTorch, so that errors come at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from .errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def load_config(path: str | os.PathLike, cfg_options: dict[str, Any] | None = None) -> Config:
+    """Reads a config and merges options into it, without importing what it asks for.
+
+    Args:
+        path: looked for from the current folder, from the repository, and by its bare name (with
+            or without ``.py``) below ``configs/``.
+        cfg_options: values by dotted key, as ``--cfg-options`` gives them.
+
+    Raises:
+        UserError: there is no such config, or it does not load.
+    """
+    file = find_config(path)
+    try:
+        cfg = Config.fromfile(file, import_custom_modules=False)
+    except Exception as error:  # noqa: BLE001 - a config is code and may raise anything
+        raise UserError(f'{file} does not load: {type(error).__name__}: {error}') from error
+    try:
+        cfg.merge_from_dict(cfg_options or {})
+    except (KeyError, TypeError, IndexError, AssertionError) as error:
+        raise UserError(f'--cfg-options do not fit {file}: {error}') from error
+    return cfg
+
+
+def find_config(path: str | os.PathLike) -> Path:
+    """The file that ``path`` means, see :func:`load_config`."""
+    path = Path(path)
+    candidates = [path, REPOSITORY / path]
+    by_name = sorted((REPOSITORY / 'configs').glob(f'*/{path.stem}.py'))
+    if path.parent == Path():
+        candidates += by_name
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    known = {file.stem: file for file in (REPOSITORY / 'configs').glob('*/*.py')}
+    near = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.4) or sorted(known)
+    names = '\n'.join(f'  {known[name].relative_to(REPOSITORY)}' for name in near)
+    raise UserError(
+        f'There is no config {path} (looked for from {Path.cwd()} and {REPOSITORY}).\n'
+        f'Near to it are:\n{names}'
+    )

@@ -1,0 +1,29 @@
+"""Errors that a user can mend: tools print their message and no stack trace."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(RuntimeError):
+    """What was expected, what came, and what to do."""
+
+
+@contextmanager
+def user_errors_without_trace() -> Iterator[None]:
+    """Ends the process with status 2 and the message alone if a :class:`UserError` comes out.
+
+    Of several processes the first one speaks. Ctrl-C ends with status 130.
+    """
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+            print(f'\n{error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('\nInterrupted.', file=sys.stderr)
+        sys.exit(130)

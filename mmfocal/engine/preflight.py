@@ -1,0 +1,116 @@
+"""Checks that take no time and save hours: is the data where the config looks for it?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmengine.config import Config
+
+from .errors import UserError
+
+EMBEDDED = 'python tools/train.py configs/mmdet/focal_maskrcnn_shapes.py'
+
+# By a part of the data set's type: its name, and how to get it.
+SOURCES = {
+    'Coco': (
+        'COCO 2017',
+        'Download train2017.zip, val2017.zip and annotations_trainval2017.zip from '
+        'cocodataset.org and unpack them in one folder, so that it holds train2017/, val2017/ and '
+        'annotations/.',
+    ),
+    'ADE20K': (
+        'ADE20K',
+        'Download ADEChallengeData2016.zip from the MIT Scene Parsing Benchmark '
+        '(sceneparsing.csail.mit.edu) and unpack it, so that the folder holds images/ and '
+        'annotations/ with training/ and validation/ in each.',
+    ),
+    'Cityscapes': (
+        'Cityscapes',
+        'Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from '
+        'cityscapes-dataset.com and unpack them in one folder.',
+    ),
+}
+
+
+class MissingDataError(UserError):
+    """The data of a config is not where it looks for it."""
+
+
+def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
+    """Looks for the files of a config's data sets, before anything is built.
+
+    Args:
+        cfg: the config.
+        splits: ``'train'``, ``'val'``, ``'test'``.
+
+    Raises:
+        MissingDataError: what is missing, where it was looked for, how to get it, how to point
+            elsewhere, and what to try instead.
+    """
+    missing, options, kinds = [], {}, []
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        for key, dataset in _leaves(f'{split}_dataloader.dataset', loader['dataset']):
+            absent = [path for path in _paths(dataset) if not os.path.exists(path)]
+            if not absent:
+                continue
+            missing += [path for path in absent if path not in missing]
+            kinds.append(str(dataset.get('type')))
+            options[f'{key}.data_root'] = 'FOLDER'
+            options.update(_evaluator_options(cfg, split, dataset))
+    if missing:
+        raise MissingDataError(_message(cfg, missing, options, kinds))
+
+
+def _leaves(key: str, dataset: Any) -> Iterator[tuple[str, dict]]:
+    """Data sets that read files, below wrappers, with their keys in the config."""
+    if 'dataset' in dataset:
+        yield from _leaves(f'{key}.dataset', dataset['dataset'])
+    elif 'datasets' in dataset:
+        for i, inner in enumerate(dataset['datasets']):
+            yield from _leaves(f'{key}.datasets.{i}', inner)
+    elif not str(dataset.get('type')).endswith('ShapesDataset'):  # drawn on first use
+        yield key, dataset
+
+
+def _paths(dataset: dict) -> list[str]:
+    """Absolute paths of the annotation file and the folders that a data set reads."""
+    root = dataset.get('data_root') or ''
+    prefixes = dataset.get('data_prefix') or {}
+    prefixes = [prefixes] if isinstance(prefixes, str) else list(prefixes.values())
+    parts = [part for part in (dataset.get('ann_file'), *prefixes) if part]
+    paths = [os.path.join(root, part) for part in parts or [root]]
+    return [os.path.abspath(path) for path in paths if path and '://' not in path]
+
+
+def _evaluator_options(cfg: Config, split: str, dataset: dict) -> dict[str, str]:
+    """The evaluator's own path to the annotations, which has to follow the data set's."""
+    evaluators = cfg.get(f'{split}_evaluator') or []
+    single = isinstance(evaluators, dict)
+    options = {}
+    for i, evaluator in enumerate([evaluators] if single else evaluators):
+        if evaluator.get('ann_file'):
+            key = f'{split}_evaluator' + ('' if single else f'.{i}')
+            options[f'{key}.ann_file'] = f'FOLDER/{dataset.get("ann_file")}'
+    return options
+
+
+def _message(cfg: Config, missing: list[str], options: dict[str, str], kinds: list[str]) -> str:
+    names = [part for part in SOURCES if any(part in kind for kind in kinds)]
+    lines = ['The data of this config is not there. Looked for:']
+    lines += [f'  {path}' for path in missing]
+    for name, text in (SOURCES[part] for part in names):
+        lines += ['', f'To get {name}: {text}']
+    lines += ['', 'If it lies in another FOLDER, say so:', '  --cfg-options \\']
+    lines += [f'    {key}={value} \\' for key, value in options.items()]
+    lines[-1] = lines[-1].removesuffix(' \\')
+    lines += [
+        '',
+        'To try mmfocal without a download, train on drawn shapes (minutes, no GPU needed):',
+        f'  {EMBEDDED}',
+    ]
+    return '\n'.join(lines)

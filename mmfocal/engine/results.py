@@ -1,0 +1,63 @@
+"""What a test writes: metrics and predictions as JSON, and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import master_only
+
+from .errors import UserError
+
+
+def set_predictions_file(cfg: Config, out: str) -> None:
+    """Lets COCO metrics write their predictions beside ``out``, a ``.json`` file.
+
+    Raises:
+        UserError: another kind of file.
+    """
+    if not out.endswith('.json'):
+        raise UserError(
+            f'--out writes JSON, got {out}. Pickles are not written, since reading one can run '
+            'code; name a file that ends in .json.'
+        )
+    Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
+    evaluators = cfg.test_evaluator
+    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        if str(evaluator.get('type')).endswith('CocoMetric'):
+            evaluator.outfile_prefix = os.path.abspath(out.removesuffix('.json'))
+
+
+@master_only
+def write_metrics(out: str, metrics: dict[str, Any], config: str, checkpoint: str) -> None:
+    """Writes ``metrics`` and what they belong to."""
+    content = dict(config=config, checkpoint=checkpoint, metrics=metrics)
+    Path(out).write_text(json.dumps(content, indent=1, default=float) + '\n')
+
+
+def set_visualization(cfg: Config, show: bool, show_dir: str | None) -> None:
+    """Draws predictions of the test set, in a window, into a folder, or both.
+
+    Raises:
+        UserError: the config has no hook for it.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise UserError(
+            f'--show and --show-dir need a visualization hook, and {cfg.filename} has none in its '
+            'default_hooks. Add default_hooks = dict(visualization=dict('
+            "type='DetVisualizationHook')), or 'SegVisualizationHook' for mmseg."
+        )
+    hook.draw = True
+    if show:
+        hook.show = True
+        hook.wait_time = 2
+    if show_dir:
+        # mmdet's hook writes pictures itself, mmseg's leaves it to the visualizer.
+        if cfg.default_scope == 'mmseg':
+            cfg.visualizer.save_dir = show_dir
+        else:
+            hook.test_out_dir = os.path.abspath(show_dir)

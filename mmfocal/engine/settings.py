@@ -1,0 +1,123 @@
+"""What the options of the tools change in a config, and the runner of the result."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import init_dist, sync_random_seed
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.utils import import_modules_from_strings
+
+from mmfocal.compat import require_mmcv_ops
+
+from .errors import UserError
+
+
+def set_work_dir(cfg: Config, work_dir: str | None) -> None:
+    """``work_dir`` if given, else the config's own, else ``work_dirs/<name of the config>``."""
+    if work_dir is not None:
+        cfg.work_dir = work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(cfg.filename).stem)
+
+
+def set_launcher(cfg: Config, launcher: str) -> None:
+    """Sets the launcher, and joins the process group of a distributed run."""
+    cfg.launcher = launcher
+    if launcher != 'none':
+        # Before the runner does it: the processes have to agree on a seed that it is built with.
+        init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+
+
+def set_seed(cfg: Config, seed: int | None) -> None:
+    """``seed`` if given, else the config's own, else one drawn now; the same in all processes.
+
+    It lands in the config, so that the dumped config and every checkpoint repeat the run.
+    """
+    randomness = cfg.setdefault('randomness', {})
+    if seed is not None:
+        randomness['seed'] = seed
+    elif randomness.get('seed') is None:
+        randomness['seed'] = sync_random_seed()
+
+
+def set_precision(cfg: Config, amp: bool) -> str | None:
+    """Mixed precision where asked for; float32 where there is no GPU for it.
+
+    Args:
+        cfg: the config, changed in place.
+        amp: whether the user asks for mixed precision, beyond what the config says.
+
+    Returns:
+        A note for the user, or None.
+
+    Raises:
+        UserError: the user asks for what this machine cannot do.
+    """
+    wrapper = cfg.optim_wrapper
+    has_gpu = torch.cuda.is_available()
+    if amp and not has_gpu:
+        raise UserError(
+            '--amp needs a GPU, and PyTorch sees none. Leave it out to train in float32, or run '
+            '`python tools/doctor.py` if there should be one.'
+        )
+    if amp and wrapper.get('type') == 'OptimWrapper':
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.loss_scale = 'dynamic'
+    if wrapper.get('type') == 'AmpOptimWrapper' and not has_gpu:
+        wrapper.type = 'OptimWrapper'
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            wrapper.pop(name, None)
+        return 'No GPU: training in float32 instead of mixed precision.'
+    return None
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """``'auto'`` goes on from the newest checkpoint of the work folder, a path from that file."""
+    if resume is None:
+        return
+    cfg.resume = True
+    cfg.load_from = None if resume == 'auto' else resume
+    if resume != 'auto' and '://' not in resume and not os.path.isfile(resume):
+        raise UserError(
+            f'--resume {resume}: there is no such file (looked for {os.path.abspath(resume)}). '
+            'Without a path, --resume takes the newest checkpoint of the work folder.'
+        )
+
+
+def set_auto_scale_lr(cfg: Config) -> None:
+    """Scales the learning rate from the recipe's batch size to the real one."""
+    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        raise UserError(
+            f'--auto-scale-lr: {cfg.filename} does not say which batch size its learning rate is '
+            'for. Add auto_scale_lr = dict(base_batch_size=16), with its own number, to it.'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_checkpoint(cfg: Config, checkpoint: str) -> None:
+    """Loads ``checkpoint`` before a test."""
+    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+        raise UserError(
+            f'There is no checkpoint {checkpoint} (looked for {os.path.abspath(checkpoint)}).'
+        )
+    cfg.load_from = checkpoint
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a complete config, with the modules that it asks for imported.
+
+    Raises:
+        UserError: mmcv's operators are missing, or a custom import fails.
+    """
+    try:
+        require_mmcv_ops()
+        if 'custom_imports' in cfg:
+            import_modules_from_strings(**cfg.custom_imports)
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,226 @@
+"""The tools as users start them, on a few drawn pictures, for both families."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+DETECTOR = """
+_base_ = '{root}/configs/mmdet/focal_maskrcnn_shapes.py'
+data_root = '{data}'
+num_images = dict(train=8, val=4)
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False,
+    dataset=dict(data_root=data_root, num_images=num_images))
+val_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False,
+    dataset=dict(data_root=data_root, num_images=num_images))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + '/annotations/instances_val.json')
+test_evaluator = val_evaluator
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+randomness = dict(_delete_=True)
+optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')
+"""
+
+SEGMENTER = """
+_base_ = 'mmseg::_base_/default_runtime.py'
+custom_imports = dict(imports=['mmfocal'])
+norm_cfg = dict(type='BN')
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(
+        type='SegDataPreProcessor', mean=[127] * 3, std=[60] * 3, size=(128, 128),
+        pad_val=0, seg_pad_val=255),
+    backbone=dict(
+        type='FocalTransformer',
+        arch=dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)), out_indices=(3,)),
+    decode_head=dict(
+        type='FCNHead', in_channels=64, channels=16, num_convs=1, num_classes=7,
+        norm_cfg=norm_cfg, loss_decode=dict(type='CrossEntropyLoss')),
+    test_cfg=dict(mode='whole'))
+def dataset(split, pipeline):
+    return dict(
+        type='BaseSegDataset', data_root='{data}', img_suffix='.jpg', seg_map_suffix='.png',
+        data_prefix=dict(img_path=split, seg_map_path='labels/' + split), pipeline=pipeline,
+        metainfo=dict(classes=('ground', 'circle', 'square', 'triangle', 'star', 'cross', 'ring'),
+                      palette=[[i * 30] * 3 for i in range(7)]))
+load = dict(type='LoadImageFromFile')
+annotations = dict(type='LoadAnnotations')
+train_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler'),
+    dataset=dataset('train', [load, annotations, dict(type='PackSegInputs')]))
+val_dataloader = dict(
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dataset('val', [load, annotations, dict(type='PackSegInputs')]))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+test_evaluator = val_evaluator
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3))
+default_hooks = dict(
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=2),
+    visualization=dict(type='SegVisualizationHook'))
+"""
+
+
+def run_tool(tool, *args, cwd, status=0):
+    """Runs a tool as a user does, from another folder than the repository."""
+    result = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
+    assert result.returncode == status, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def fails(monkeypatch, capsys, tool, *args):
+    """Runs a tool that ends before training, in this process; returns what the user reads."""
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert 'Traceback' not in message
+    return message
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('tools')
+
+
+@pytest.fixture(scope='module')
+def detector(folder):
+    """A config, and the work folder of a run of two iterations."""
+    config = folder / 'detector.py'
+    config.write_text(DETECTOR.format(root=ROOT, data=folder / 'shapes'))
+    output = run_tool('train.py', config, '--work-dir', 'det', cwd=folder)
+    assert 'training in float32' in output
+    return config, folder / 'det'
+
+
+def test_training_writes_checkpoint_metrics_and_seed(detector):
+    config, work_dir = detector
+    checkpoint = torch.load(work_dir / 'iter_2.pth', weights_only=False)  # our own file
+    assert checkpoint['meta']['iter'] == 2
+    dumped = (work_dir / 'detector.py').read_text()
+    assert f'randomness = dict(seed={checkpoint["meta"]["seed"]})' in dumped
+    scalars = [json.loads(x) for x in next(work_dir.glob('*/vis_data/scalars.json')).open()]
+    assert {'loss', 'coco/bbox_mAP', 'coco/segm_mAP'} <= {key for row in scalars for key in row}
+
+
+def test_training_goes_on_where_it_stopped(detector):
+    config, work_dir = detector
+    output = run_tool(
+        'train.py',
+        config,
+        '--work-dir',
+        work_dir,
+        '--resume',
+        '--cfg-options',
+        'train_cfg.max_iters=4',
+        cwd=work_dir.parent,
+    )
+    assert 'iter_2.pth' in output and (work_dir / 'iter_4.pth').is_file()
+    seeds = {
+        torch.load(path, weights_only=False)['meta']['seed'] for path in work_dir.glob('*.pth')
+    }
+    assert len(seeds) == 1
+
+
+def test_testing_writes_metrics_predictions_and_pictures(detector):
+    config, work_dir = detector
+    out, pictures = work_dir / 'results.json', work_dir / 'pictures'
+    run_tool(
+        'test.py',
+        config,
+        work_dir / 'iter_2.pth',
+        '--out',
+        out,
+        '--show-dir',
+        pictures,
+        '--cfg-options',
+        'model.test_cfg.rcnn.score_thr=0.0',
+        cwd=work_dir.parent,
+    )
+    results = json.loads(out.read_text())
+    assert 0 <= results['metrics']['coco/bbox_mAP'] <= 1
+    boxes = json.loads(out.with_suffix('.bbox.json').read_text())
+    assert boxes and {'image_id', 'bbox', 'score', 'category_id'} <= set(boxes[0])
+    assert len(list(pictures.glob('*'))) == 4
+
+
+def test_segmenter_trains_and_tests(folder, detector):
+    config = folder / 'segmenter.py'
+    config.write_text(SEGMENTER.format(data=folder / 'shapes'))
+    run_tool('train.py', config, '--work-dir', 'seg', '--seed', 3, cwd=folder)
+    out = folder / 'seg.json'
+    checkpoint = folder / 'seg/iter_2.pth'
+    run_tool('test.py', config, checkpoint, '--out', out, '--show-dir', 'pictures', cwd=folder)
+    assert 0 <= json.loads(out.read_text())['metrics']['mIoU'] <= 100
+    assert len(list(folder.glob('pictures/**/*.png'))) == 4
+
+
+def test_two_processes_train_together(detector):
+    config, work_dir = detector
+    result = subprocess.run(
+        [
+            *(ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir / 'two'),
+            *('--cfg-options', 'env_cfg.dist_cfg.backend=gloo', 'model.neck.norm_cfg=None'),
+        ],
+        cwd=work_dir,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1'},
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert (work_dir / 'two/iter_2.pth').is_file()
+    assert 'world_size: 2' in result.stdout.replace('  ', ' ') or 'GPU number: 2' in result.stdout
+
+
+def test_missing_data_is_told_without_a_trace(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    message = fails(monkeypatch, capsys, 'train.py', 'configs/mmdet/focal_maskrcnn_1x.py')
+    assert str(tmp_path / 'data/coco/train2017') in message
+    assert 'focal_maskrcnn_shapes.py' in message
+
+
+@pytest.mark.parametrize(
+    'tool, args, expected',
+    [
+        ('train.py', ['focal_maskrcn_3x.py'], 'configs/mmdet/focal_maskrcnn_3x.py'),
+        ('train.py', ['focal_maskrcnn_shapes', '--resume', 'no.pth'], '--resume no.pth: there is'),
+        ('train.py', ['focal_maskrcnn_shapes', '--auto-scale-lr'], 'base_batch_size'),
+        ('train.py', ['focal_maskrcnn_shapes', '--cfg-options', 'model.a.b.c.0=1'], 'do not fit'),
+        ('test.py', ['focal_maskrcnn_shapes', 'no.pth'], 'There is no checkpoint no.pth'),
+        ('test.py', ['focal_maskrcnn_shapes', __file__, '--out', 'r.pkl'], '--out writes JSON'),
+        ('test.py', ['focal_maskrcnn_shapes', __file__], 'could not be read as a checkpoint'),
+    ],
+)
+def test_wrong_arguments_are_told_without_a_trace(monkeypatch, capsys, tmp_path, tool, args, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MMFOCAL_CACHE', str(tmp_path))
+    monkeypatch.setattr('mmfocal.datasets.shapes.NUM_IMAGES', dict(train=1, val=1))
+    assert expected in fails(monkeypatch, capsys, tool, *args)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU for it')
+def test_amp_without_gpu_is_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert '--amp needs a GPU' in fails(
+        monkeypatch, capsys, 'train.py', 'focal_maskrcnn_shapes', '--amp'
+    )

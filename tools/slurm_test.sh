@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Evaluates under SLURM: slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of test.py]
+#
+# GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS are taken from the environment.
+set -euo pipefail
+[ $# -ge 4 ] || { echo "usage: $0 PARTITION JOB_NAME CONFIG CHECKPOINT [options of test.py]" >&2; exit 2; }
+
+partition=$1 job=$2 config=$3 checkpoint=$4
+here=$(cd "$(dirname "$0")" && pwd)
+gpus=${GPUS:-8} per_node=${GPUS_PER_NODE:-8}
+[ "$gpus" -lt "$per_node" ] && per_node=$gpus
+read -ra extra <<<"${SRUN_ARGS:-}"
+srun --partition="$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" \
+  --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 \
+  "${extra[@]}" "${PYTHON:-python}" -u "$here/test.py" "$config" "$checkpoint" \
+  --launcher slurm "${@:5}"

@@ -1,0 +1,67 @@
+"""Evaluates a checkpoint with the config that it was trained with, of mmdet or mmseg."""
+
+import argparse
+import os
+
+from _startup import check_installation, light_imports
+
+check_installation()
+with light_imports():
+    from mmfocal.engine import check_data, load_config, user_errors_without_trace
+
+
+def parse_args() -> argparse.Namespace:
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path, or name of a config of this repository')
+    parser.add_argument('checkpoint', help='path or URL')
+    parser.add_argument('--work-dir', help='folder for logs and results')
+    parser.add_argument(
+        '--out',
+        metavar='FILE.json',
+        help='write the metrics here and, with COCO metrics, the predictions in COCO format to '
+        'FILE.bbox.json and FILE.segm.json',
+    )
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument('--show-dir', help='write pictures of predictions into this folder')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change values of the config: a.b=1 c.0.d="[(1, 2)]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch's old launcher gives one of the two, torchrun sets the environment itself.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    with light_imports():
+        cfg = load_config(args.config, args.cfg_options)
+        check_data(cfg, ('test',))
+
+    from mmfocal.engine import install_safe_loading, settings
+    from mmfocal.engine.results import set_predictions_file, set_visualization, write_metrics
+
+    settings.set_work_dir(cfg, args.work_dir)
+    settings.set_checkpoint(cfg, args.checkpoint)
+    if args.out:
+        set_predictions_file(cfg, args.out)
+    if args.show or args.show_dir:
+        set_visualization(cfg, args.show, args.show_dir)
+    settings.set_launcher(cfg, args.launcher)
+    install_safe_loading()
+    metrics = settings.build_runner(cfg).test()
+    if args.out:
+        write_metrics(args.out, metrics, args.config, args.checkpoint)
+
+
+if __name__ == '__main__':
+    with user_errors_without_trace():
+        main()

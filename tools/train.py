@@ -1,0 +1,70 @@
+"""Trains the model of a config, of mmdet or mmseg: the config's default_scope decides."""
+
+import argparse
+import os
+
+from _startup import check_installation, light_imports
+
+check_installation()
+with light_imports():
+    from mmfocal.engine import check_data, load_config, user_errors_without_trace
+
+
+def parse_args() -> argparse.Namespace:
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='path, or name of a config of this repository')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint; without a path from the newest of the work folder',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the number of images a step',
+    )
+    parser.add_argument('--seed', type=int, help='default: of the config, or drawn and recorded')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change values of the config: a.b=1 c.0.d="[(1, 2)]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch's old launcher gives one of the two, torchrun sets the environment itself.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    with light_imports():
+        cfg = load_config(args.config, args.cfg_options)
+        check_data(cfg, ('train', 'val'))
+
+    from mmfocal.engine import install_safe_loading, settings
+
+    settings.set_work_dir(cfg, args.work_dir)
+    settings.set_resume(cfg, args.resume)
+    if args.auto_scale_lr:
+        settings.set_auto_scale_lr(cfg)
+    if note := settings.set_precision(cfg, args.amp):
+        print(note)
+    settings.set_launcher(cfg, args.launcher)
+    settings.set_seed(cfg, args.seed)
+    install_safe_loading()
+    settings.build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    with user_errors_without_trace():
+        main()
