@@ -89,6 +89,7 @@ def run_tool(tool, *args, cwd, status=0):
 
 def fails(monkeypatch, capsys, tool, *args):
     """Runs a tool that ends before training, in this process; returns what the user reads."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
@@ -205,7 +206,7 @@ def test_missing_data_is_told_without_a_trace(monkeypatch, capsys, tmp_path):
         ('train.py', ['focal_maskrcn_3x.py'], 'configs/mmdet/focal_maskrcnn_3x.py'),
         ('train.py', ['focal_maskrcnn_shapes', '--resume', 'no.pth'], '--resume no.pth: there is'),
         ('train.py', ['focal_maskrcnn_shapes', '--auto-scale-lr'], 'base_batch_size'),
-        ('train.py', ['focal_maskrcnn_shapes', '--cfg-options', 'model.a.b.c.0=1'], 'do not fit'),
+        ('train.py', ['focal_maskrcnn_shapes', '--cfg-options', 'train_pipeline.99=1'], 'do not fit'),
         ('test.py', ['focal_maskrcnn_shapes', 'no.pth'], 'There is no checkpoint no.pth'),
         ('test.py', ['focal_maskrcnn_shapes', __file__, '--out', 'r.pkl'], '--out writes JSON'),
         ('test.py', ['focal_maskrcnn_shapes', __file__], 'could not be read as a checkpoint'),

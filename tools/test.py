@@ -56,6 +56,7 @@ def main() -> None:
     if args.show or args.show_dir:
         set_visualization(cfg, args.show, args.show_dir)
     settings.set_launcher(cfg, args.launcher)
+    settings.set_seed(cfg)
     install_safe_loading()
     metrics = settings.build_runner(cfg).test()
     if args.out:

@@ -7,7 +7,12 @@ from _startup import check_installation, light_imports
 
 check_installation()
 with light_imports():
-    from mmfocal.engine import check_data, load_config, user_errors_without_trace
+    from mmfocal.engine import (
+        check_data,
+        is_first_process,
+        load_config,
+        user_errors_without_trace,
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,7 +62,7 @@ def main() -> None:
     settings.set_resume(cfg, args.resume)
     if args.auto_scale_lr:
         settings.set_auto_scale_lr(cfg)
-    if note := settings.set_precision(cfg, args.amp):
+    if (note := settings.set_precision(cfg, args.amp)) and is_first_process():
         print(note)
     settings.set_launcher(cfg, args.launcher)
     settings.set_seed(cfg, args.seed)

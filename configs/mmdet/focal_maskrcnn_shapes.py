@@ -31,9 +31,23 @@ model = dict(
         anchor_generator=dict(scales=[3, 4.5], ratios=[1.0], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=width, finest_scale=20),
-        bbox_head=dict(in_channels=width, fc_out_channels=256, num_classes=num_classes),
-        mask_roi_extractor=dict(out_channels=width, finest_scale=20),
+        # Regions below 40 pixels are taken from the finest map.
+        bbox_roi_extractor=dict(
+            out_channels=width, finest_scale=20, roi_layer=dict(sampling_ratio=1)
+        ),
+        bbox_head=dict(
+            type='ConvFCBBoxHead',
+            in_channels=width,
+            num_shared_convs=2,
+            num_shared_fcs=1,
+            conv_out_channels=width,
+            fc_out_channels=256,
+            norm_cfg=norm_cfg,
+            num_classes=num_classes,
+        ),
+        mask_roi_extractor=dict(
+            out_channels=width, finest_scale=20, roi_layer=dict(sampling_ratio=1)
+        ),
         mask_head=dict(
             in_channels=width,
             conv_out_channels=width,
@@ -50,7 +64,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=50)),
 )
 
-max_iters = 1500
+max_iters = 900
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -72,7 +72,7 @@ _OVERSAMPLING = 4
 # Fractional bits of the vertex coordinates handed to OpenCV.
 _SHIFT = 4
 
-_MIN_VISIBLE = 0.45  # part of a shape that has to stay in sight
+_MIN_VISIBLE = 0.55  # part of a shape that has to stay in sight
 _MIN_CONTRAST = 70.0  # distance in RGB between a shape and what lies around it
 _STALE_SECONDS = 3600.0  # after this, a temporary folder belongs to a run that was killed
 
@@ -371,7 +371,7 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
         if len(labels) == wanted:
             break
         label, size = int(rng.integers(len(CLASSES))), _size(rng)
-        centre = rng.uniform(0.02 * IMAGE_SIZE, 0.98 * IMAGE_SIZE, size=2)
+        centre = rng.uniform(0.08 * IMAGE_SIZE, 0.92 * IMAGE_SIZE, size=2)
         rings = _placed(_OUTLINES[label](rng), centre, size, rng)
         mask = _rasterised(rings)
         candidate = np.where(mask > 0, np.int16(len(labels)), owner)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .config import load_config
-from .errors import UserError, user_errors_without_trace
+from .errors import UserError, is_first_process, user_errors_without_trace
 from .preflight import MissingDataError, check_data
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     'UserError',
     'check_data',
     'install_safe_loading',
+    'is_first_process',
     'load_checkpoint_file',
     'load_config',
     'user_errors_without_trace',

@@ -12,6 +12,12 @@ class UserError(RuntimeError):
     """What was expected, what came, and what to do."""
 
 
+def is_first_process() -> bool:
+    """Whether this is the only process of a run, or the first one, before they have joined."""
+    ranks = (os.environ.get(name) for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+    return next((rank for rank in ranks if rank is not None), '0') == '0'
+
+
 @contextmanager
 def user_errors_without_trace() -> Iterator[None]:
     """Ends the process with status 2 and the message alone if a :class:`UserError` comes out.
@@ -21,7 +27,7 @@ def user_errors_without_trace() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+        if is_first_process():
             print(f'\n{error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -59,5 +59,6 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None) -> None:
         # mmdet's hook writes pictures itself, mmseg's leaves it to the visualizer.
         if cfg.default_scope == 'mmseg':
             cfg.visualizer.save_dir = show_dir
+            hook.interval = 1  # pictures
         else:
             hook.test_out_dir = os.path.abspath(show_dir)

@@ -14,13 +14,15 @@ both run the text that a file holds as ``meta['config']`` on resume.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
-import tempfile
-from collections import OrderedDict
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.error import URLError
 from urllib.parse import urlparse
 
@@ -32,8 +34,6 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from .errors import UserError
-
-STATISTICS = ('min', 'max', 'current', 'mean')
 
 
 class CheckpointError(UserError):
@@ -112,9 +112,12 @@ def _downloaded(url: str) -> str:
     """
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, os.path.basename(urlparse(url).path))
+    name = os.path.basename(urlparse(url).path)
+    known = torch.hub.HASH_REGEX.search(name)
+    if not known:  # many sites have a file latest.pth
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
+    path = os.path.join(folder, name)
     if not os.path.exists(path):
-        known = torch.hub.HASH_REGEX.search(os.path.basename(path))
         try:
             torch.hub.download_url_to_file(
                 url, path, hash_prefix=known.group(1) if known else None, progress=False
@@ -145,23 +148,23 @@ def _load(file: str | BytesIO, source: str, map_location: Any) -> dict:
         raise CheckpointError(
             f'{source}: there is no such file (looked for {os.path.abspath(file)}).'
         )
-    if source.endswith('.safetensors'):
+    if source.split('?')[0].endswith('.safetensors'):
         return _load_safetensors(file, source, map_location)
     try:
-        with torch.serialization.safe_globals(_safe_globals()):
+        with _only_safe_globals():
             loaded = torch.load(file, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
+        return _restored(loaded)
+    except Exception as error:  # damage shows itself in many ways
+        if isinstance(error, pickle.UnpicklingError) and (reason := _refusal(str(error))):
+            raise CheckpointError(
+                f'{source} was refused: {reason} A checkpoint is loaded as data here, and code in '
+                'it is never run. If you trust its origin, have its author save tensors alone '
+                '(torch.save(model.state_dict(), ...)) or as .safetensors.'
+            ) from None
         raise CheckpointError(
-            f'{source} was refused: {_reason(error)} A checkpoint is loaded as data here, and code '
-            'in it is never run. If you trust its origin, have its author save tensors alone '
-            '(torch.save(model.state_dict(), ...)) or as .safetensors.'
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f'{source} could not be read as a checkpoint; it may be cut off or damaged: '
-            f'{str(error) or type(error).__name__}'
+            f'{source} could not be read as a checkpoint; it may be cut off or damaged '
+            f'({type(error).__name__}: {str(error).splitlines()[0] if str(error) else "empty"}).'
         ) from error
-    return _cleaned(loaded)
 
 
 def _load_safetensors(file: str | BytesIO, source: str, map_location: Any) -> dict:
@@ -181,103 +184,133 @@ def _load_safetensors(file: str | BytesIO, source: str, map_location: Any) -> di
     return tensors
 
 
-def _reason(error: pickle.UnpicklingError) -> str:
-    """The first sentence of torch's message that says what was asked for."""
-    for line in str(error).splitlines():
-        line = line.removeprefix('WeightsUnpickler error:').strip()
-        if 'nsupported' in line or 'mmfocal' in line:
-            return line.split('. ')[0].rstrip('.') + '.'
-    return 'it holds more than tensors, numbers and text.'
+def _refusal(text: str) -> str | None:
+    """What a file was refused for, out of torch's long message; None if it is no refusal."""
+    if asked_for := re.search(r'GLOBAL (\S+)', text):
+        return f'it asks for {asked_for[1]}.'
+    if ours := re.search(r'mmfocal: (.*?\.)(?=\s|$)', text):
+        return ours[1]
+    if re.search('Trying to|Can only', text):
+        return 'it holds more than tensors, numbers and text.'
+    return None
+
+
+# --- Stand-ins for what files of mmengine ask for ---------------------------------------------
+# A file is read with these in place of the real things, which are made from them afterwards: no
+# code of numpy or mmengine sees what a file says before it is checked.
+
+
+def _refuse(what: str) -> NoReturn:
+    raise pickle.UnpicklingError(f'mmfocal: {what}.')
+
+
+class _DType:
+    """Stands in for ``numpy.dtype``; numbers alone."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        self.dtype = np.dtype(code) if isinstance(code, str) else _refuse('odd numpy type')
+        if self.dtype.kind not in 'biufc':
+            _refuse(f'it holds numpy values of type {code!r}, which are no numbers')
+
+    def __setstate__(self, state: tuple) -> None:
+        version, order, *rest = state
+        if order not in ('<', '>', '|', '=') or rest[:3] != [None] * 3:
+            _refuse('odd numpy type')
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray``."""
+
+    value = None
+
+    def __setstate__(self, state: tuple) -> None:
+        version, shape, dtype, fortran, data = state
+        if type(dtype) is not _DType or type(data) is not bytes:
+            _refuse('odd numpy array')
+        flat = np.frombuffer(data, dtype.dtype)
+        self.value = flat.reshape(shape, order='F' if fortran else 'C').copy()
 
 
 class _Buffer:
-    """Stands in for ``HistoryBuffer`` while a file is read."""
+    """Stands in for ``HistoryBuffer``."""
+
+    value = None
 
     def __setstate__(self, state: dict) -> None:
-        expected = {'max_length', '_log_history', '_count_history'}
-        fits = isinstance(state, dict) and expected <= set(state) <= {*expected, '_statistics_methods'}
-        if not fits or not isinstance(state['max_length'], int):
-            raise pickle.UnpicklingError('mmfocal: unsupported content of a HistoryBuffer')
-        for name in ('_log_history', '_count_history'):
-            if type(state[name]) is not np.ndarray or state[name].dtype.hasobject:
-                raise pickle.UnpicklingError('mmfocal: unsupported content of a HistoryBuffer')
-        self.state = {name: state[name] for name in expected}
-
-    def restored(self) -> HistoryBuffer:
-        return HistoryBuffer(
-            self.state['_log_history'], self.state['_count_history'], self.state['max_length']
-        )
+        # Its statistics are those of the class; a file has no say in them.
+        log, count = state['_log_history'], state['_count_history']
+        if type(log) is not _Array or type(count) is not _Array:
+            _refuse('odd HistoryBuffer')
+        self.value = HistoryBuffer(log.value, count.value, int(state['max_length']))
 
 
-def _statistic(owner: Any, name: str) -> str:
-    """Stands in for ``getattr``, which files of mmengine use for a buffer's statistics alone."""
-    if owner is not _Buffer or name not in STATISTICS:
-        raise pickle.UnpicklingError('mmfocal: unsupported use of builtins.getattr')
+def _reconstruct(kind: type, shape: tuple, code: bytes) -> _Array:
+    """Stands in for the function of numpy that makes an empty array, of any class."""
+    return _Array() if kind is _Array else _refuse('odd kind of numpy array')
+
+
+def _scalar(dtype: _DType, data: bytes) -> np.generic:
+    """Stands in for the function of numpy that makes a scalar, of any type."""
+    if type(dtype) is not _DType or type(data) is not bytes:
+        _refuse('odd numpy scalar')
+    return np.frombuffer(data, dtype.dtype, count=1)[0]
+
+
+def _getattr(owner: Any, name: str) -> str:
+    """Stands in for ``getattr``, which files need for a buffer's statistics alone."""
+    if owner is not _Buffer or name not in ('min', 'max', 'current', 'mean'):
+        _refuse('it asks for builtins.getattr')
     return name
 
 
-def _array(kind: type, shape: tuple, typecode: bytes) -> np.ndarray:
-    """Stands in for numpy's ``_reconstruct``, which would make an object of any class."""
-    if kind is not np.ndarray:
-        raise pickle.UnpicklingError('mmfocal: unsupported kind of numpy array')
-    return np.ndarray(shape, np.dtype('b'))
+# What a file may ask for beyond torch's own list, and what it gets: all that mmengine writes.
+SAFE_GLOBALS = [
+    (_Buffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
+    (_getattr, 'builtins.getattr'),
+    (_Array, 'numpy.ndarray'),
+    (_DType, 'numpy.dtype'),
+    # numpy 1 and 2
+    (_reconstruct, 'numpy.core.multiarray._reconstruct'),
+    (_reconstruct, 'numpy._core.multiarray._reconstruct'),
+    (_scalar, 'numpy.core.multiarray.scalar'),
+    (_scalar, 'numpy._core.multiarray.scalar'),
+]
 
 
-def _scalar(dtype: np.dtype, data: bytes) -> Any:
-    """Stands in for numpy's ``scalar``; numbers alone."""
-    if not isinstance(data, bytes):
-        raise pickle.UnpicklingError('mmfocal: unsupported kind of numpy scalar')
-    return np.frombuffer(data, dtype, count=1)[0]
+@contextmanager
+def _only_safe_globals() -> Iterator[None]:
+    """Lets ``torch.load`` use :data:`SAFE_GLOBALS`, and nothing that others have allowed."""
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
 
 
-def _dtype(code: str, *flags: bool) -> np.dtype:
-    """Stands in for ``numpy.dtype``, without types that hold objects."""
-    dtype = np.dtype(code)
-    if dtype.hasobject:
-        raise pickle.UnpicklingError('mmfocal: unsupported numpy type of objects')
-    # A copy: the file sets its byte order.
-    return np.dtype(dtype, copy=True)
+def _restored(value: Any) -> Any:
+    """The loaded content in plain containers, with stand-ins replaced by the real things.
 
-
-def _safe_globals() -> list:
-    """What a file may refer to beyond tensors: exactly what mmengine writes.
-
-    Pairs name the global in the file and what it becomes. Classes of number types are those whose
-    byte order a file sets.
-    """
-    numbers = {type(np.dtype(code)) for code in '?bhilqBHILQefdgFD'}
-    numpy_modules = ('numpy.core.multiarray', 'numpy._core.multiarray')
-    return [
-        _Buffer,
-        (_Buffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-        (_statistic, 'builtins.getattr'),
-        *((_array, f'{module}._reconstruct') for module in numpy_modules),
-        *((_scalar, f'{module}.scalar') for module in numpy_modules),
-        (_dtype, 'numpy.dtype'),
-        np.ndarray,
-        *numbers,
-    ]
-
-
-def _cleaned(value: Any) -> Any:
-    """The loaded content in plain containers, with buffers restored.
-
-    A pickle may set attributes on an ``OrderedDict`` that change how it is copied later; only
+    A file may set attributes on an ``OrderedDict`` that change how it is copied later; only
     ``_metadata`` of state dicts is kept. ``meta['config']``, text that mmengine would run on
     resume, is dropped.
     """
-    if isinstance(value, _Buffer):
-        return value.restored()
+    if isinstance(value, (_Array, _Buffer)):
+        return value.value
+    if isinstance(value, _DType):
+        return value.dtype
     if isinstance(value, dict):
-        items = {key: _cleaned(item) for key, item in value.items()}
-        if isinstance(items.get('meta'), dict):
-            items['meta'].pop('config', None)
-        if type(value) is not OrderedDict:
-            return items if type(value) is dict else type(value)(items)
-        cleaned = OrderedDict(items)
-        if isinstance(metadata := vars(value).get('_metadata'), dict):
-            cleaned._metadata = _cleaned(metadata)
-        return cleaned
+        # Counter and OrderedDict stay what they are.
+        restored = type(value)({key: _restored(item) for key, item in value.items()})
+        if isinstance(restored.get('meta'), dict):
+            restored['meta'].pop('config', None)
+        metadata = getattr(value, '_metadata', None)
+        if isinstance(metadata, dict):
+            restored._metadata = _restored(metadata)
+        return restored
     if type(value) in (list, tuple, set):
-        return type(value)(_cleaned(item) for item in value)
+        return type(value)(_restored(item) for item in value)
     return value

@@ -26,23 +26,38 @@ def set_work_dir(cfg: Config, work_dir: str | None) -> None:
 
 
 def set_launcher(cfg: Config, launcher: str) -> None:
-    """Sets the launcher, and joins the process group of a distributed run."""
+    """Sets the launcher, and joins the process group of a distributed run.
+
+    mmengine's way into a group needs a GPU. Without one, processes join by gloo here.
+    """
     cfg.launcher = launcher
-    if launcher != 'none':
-        # Before the runner does it: the processes have to agree on a seed that it is built with.
+    if launcher == 'none':
+        return
+    # Before the runner does it: the processes have to agree on a seed that it is built with.
+    if launcher == 'pytorch' and not torch.cuda.is_available():
+        torch.distributed.init_process_group('gloo')
+        if cfg.get('model_wrapper_cfg') is None:
+            cfg.model_wrapper_cfg = dict(
+                type='MMDistributedDataParallel',
+                device_ids=None,
+                broadcast_buffers=False,
+                find_unused_parameters=cfg.get('find_unused_parameters', False),
+            )
+    else:
         init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
 
 
-def set_seed(cfg: Config, seed: int | None) -> None:
+def set_seed(cfg: Config, seed: int | None = None) -> None:
     """``seed`` if given, else the config's own, else one drawn now; the same in all processes.
 
     It lands in the config, so that the dumped config and every checkpoint repeat the run.
     """
-    randomness = cfg.setdefault('randomness', {})
+    randomness = dict(cfg.get('randomness') or {})
     if seed is not None:
         randomness['seed'] = seed
     elif randomness.get('seed') is None:
         randomness['seed'] = sync_random_seed()
+    cfg.randomness = randomness
 
 
 def set_precision(cfg: Config, amp: bool) -> str | None:

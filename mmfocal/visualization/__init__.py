@@ -1,0 +1,1 @@
+"""Pictures of keys, training curves and predictions."""

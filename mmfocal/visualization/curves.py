@@ -1,0 +1,105 @@
+"""Curves of a training run: losses, metrics and learning rate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+COLOURS = ('#000000', '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9')
+# Metrics worth a curve, of mmdet's and mmseg's evaluators, with their names in the legend.
+METRICS = {
+    'coco/bbox_mAP': 'box mAP',
+    'coco/bbox_mAP_50': 'box mAP at IoU 0.5',
+    'coco/segm_mAP': 'mask mAP',
+    'coco/segm_mAP_50': 'mask mAP at IoU 0.5',
+    'mIoU': 'mIoU',
+    'mAcc': 'mean accuracy',
+}
+
+
+def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
+    """Everything that a run logged, over all its starts.
+
+    Every start of a run writes ``TIME/vis_data/scalars.json`` of its own. Where a later start
+    repeats steps, because it resumed from an earlier checkpoint, its values count.
+
+    Args:
+        work_dir: the run's work folder.
+
+    Returns:
+        Rows of the log in the order of their ``step``.
+
+    Raises:
+        FileNotFoundError: the folder holds no log.
+    """
+    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    if not logs:
+        raise FileNotFoundError(f'{work_dir} holds no log of a run (*/vis_data/scalars.json)')
+    rows: list[dict[str, float]] = []
+    for log in logs:
+        later = [json.loads(line) for line in log.read_text().splitlines()]
+        if later:
+            first = min(row['step'] for row in later)
+            rows = [row for row in rows if row['step'] < first] + later
+    return sorted(rows, key=lambda row: row['step'])
+
+
+def draw_curves(work_dir: str | Path) -> Figure:
+    """Draws losses on the left, metrics on the right, and the learning rate below the losses.
+
+    Args:
+        work_dir: the run's work folder.
+
+    Returns:
+        The figure; the caller saves and closes it.
+    """
+    rows = read_scalars(work_dir)
+    training = [row for row in rows if 'loss' in row]
+    figure, panels = plt.subplot_mosaic(
+        [['loss', 'metric'], ['lr', 'metric']],
+        figsize=(10, 4.5),
+        height_ratios=[3, 1],
+        sharex=True,
+        layout='constrained',
+    )
+    losses = sorted({name for row in training for name in row if name.startswith('loss')})
+    for name, colour in zip(losses, COLOURS, strict=False):
+        _curve(panels['loss'], training, name, name.replace('_', ' '), colour)
+    panels['loss'].set(ylabel='loss', yscale='log')
+    panels['loss'].legend(fontsize=8, frameon=False, ncols=2)
+
+    _curve(panels['lr'], training, 'lr', 'learning rate', COLOURS[0])
+    panels['lr'].set(ylabel='learning\nrate', xlabel='iteration')
+
+    shown = [name for name in METRICS if any(name in row for row in rows)]
+    for name, colour in zip(shown, COLOURS[1:], strict=False):
+        _curve(panels['metric'], rows, name, METRICS[name], colour, marker='o')
+    panels['metric'].set(ylabel='metric on the held-out split', xlabel='iteration')
+    panels['metric'].set_ylim(bottom=0)
+    if shown:
+        panels['metric'].legend(fontsize=8, frameon=False)
+    for axes in panels.values():
+        axes.grid(alpha=0.3)
+        axes.spines[['top', 'right']].set_visible(False)
+    return figure
+
+
+def _curve(
+    axes: Axes,
+    rows: list[dict[str, float]],
+    name: str,
+    label: str,
+    colour: str,
+    marker: str | None = None,
+) -> None:
+    points = [(row['step'], row[name]) for row in rows if name in row]
+    if points:
+        axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, lw=1.3)

@@ -1,0 +1,120 @@
+"""Pictures: they hold what they are to show."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+from mmfocal.datasets import prepare_shapes
+from mmfocal.geometry import FocalGeometry
+from mmfocal.visualization.curves import draw_curves, read_scalars
+from mmfocal.visualization.detections import draw_detections
+from mmfocal.visualization.keys import RING_COLOUR, TWICE_COLOUR, WINDOW_COLOUR, draw_keys
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_log(work_dir, start, rows):
+    folder = work_dir / start / 'vis_data'
+    folder.mkdir(parents=True)
+    (folder / 'scalars.json').write_text('\n'.join(json.dumps(row) for row in rows))
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    write_log(
+        tmp_path,
+        '20260101_000000',
+        [dict(step=i, loss=9.0 - i, loss_cls=1.0, lr=0.1) for i in (1, 2, 3, 4)],
+    )
+    write_log(
+        tmp_path,
+        '20260102_000000',
+        [dict(step=3, loss=1.0, loss_cls=0.5, lr=0.1), {'step': 4, 'coco/bbox_mAP': 0.25}],
+    )
+    return tmp_path
+
+
+def pixels(figure):
+    figure.canvas.draw()
+    image = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    plt.close(figure)
+    return image
+
+
+def test_later_start_replaces_the_steps_that_it_repeats(work_dir):
+    rows = read_scalars(work_dir)
+    assert [(row['step'], row.get('loss')) for row in rows] == [(1, 8), (2, 7), (3, 1), (4, None)]
+
+
+def test_curves_hold_the_logged_numbers(work_dir):
+    figure = draw_curves(work_dir)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    assert list(lines['loss'].get_ydata()) == [8, 7, 1]
+    assert list(lines['box mAP'].get_xdata()) == [4]
+    assert 'learning rate' in lines
+    assert pixels(figure).std() > 5
+
+
+def test_folder_without_a_log_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='holds no log of a run'):
+        draw_curves(tmp_path)
+
+
+def test_detections_stand_beside_the_ground_truth(tmp_path):
+    data = prepare_shapes(tmp_path / 'shapes', num_images=dict(train=1, val=2))
+    annotations = data / 'annotations/instances_val.json'
+    truth = json.loads(annotations.read_text())['annotations']
+    found = [
+        dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'], score=score)
+        for a, score in zip(truth, [0.9, 0.1] * len(truth), strict=False)
+    ]
+    results = tmp_path / 'results.json'
+    results.write_text(json.dumps(found))
+    figure = draw_detections(annotations, data / 'val', results, columns=2)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ['ground truth', 'detected'] * 2
+    labels = [[text.get_text() for text in axes.texts] for axes in figure.axes]
+    assert len(labels[0]) + len(labels[2]) == len(truth)
+    shown = labels[1] + labels[3]
+    assert len(shown) == sum(entry['score'] == 0.9 for entry in found)
+    assert all(text.endswith(' 0.90') for text in shown)
+    assert pixels(figure).std() > 5
+
+
+def test_keys_are_coloured_by_their_source():
+    figure = draw_keys(FocalGeometry(focal_window=3), (21, 21), [(1, 1), (0, 0)])
+    assert [axes.get_title() for axes in figure.axes] == [
+        'window 1, 1 of 3x3',
+        'window 0, 0 of 3x3',
+    ]
+    squares = {
+        matplotlib.colors.to_hex(c.get_facecolor()[0]).upper(): len(c.get_paths())
+        for c in figure.axes[0].collections
+        if len(c.get_facecolor())
+    }
+    assert squares[WINDOW_COLOUR] == 49
+    assert squares[RING_COLOUR] == 108 and squares[TWICE_COLOUR] == 12
+    plt.close(figure)
+
+
+def test_window_outside_the_map_is_named():
+    with pytest.raises(ValueError, match='there is no window 3 0'):
+        draw_keys(FocalGeometry(), (21, 21), [(3, 0)])
+
+
+@pytest.mark.parametrize('suffix', ['png', 'svg'])
+def test_tool_writes_the_picture(tmp_path, suffix):
+    out = tmp_path / f'keys.{suffix}'
+    command = [sys.executable, ROOT / 'tools/show_keys.py', out, '--map', '14', '21']
+    command += ['--window', '1', '1']
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert out.stat().st_size > 5000

@@ -1,0 +1,60 @@
+"""What a tool does before anything else: paths, versions, warnings of third parties."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+# Third parties' own business, repeated by every process that imports them.
+for message in ('pkg_resources is deprecated', r'`?torch\.jit'):
+    warnings.filterwarnings('ignore', message=message)
+
+
+@contextmanager
+def light_imports() -> Iterator[None]:
+    """Imports submodules of mmfocal without ``mmfocal/__init__.py``, so without PyTorch.
+
+    Importing PyTorch and mmcv takes two seconds; a missing data set is reported before that. Who
+    asks for what ``mmfocal`` itself offers, as a config may, gets it from the package in full,
+    which everyone gets afterwards.
+    """
+    if 'mmfocal' in sys.modules:
+        yield
+        return
+
+    def from_full_package(name: str) -> Any:
+        if name.startswith('__'):
+            raise AttributeError(name)
+        if sys.modules['mmfocal'] is light:
+            del sys.modules['mmfocal']
+        return getattr(importlib.import_module('mmfocal'), name)
+
+    light = ModuleType('mmfocal')
+    light.__path__ = [str(REPOSITORY / 'mmfocal')]
+    light.__getattr__ = from_full_package
+    sys.modules['mmfocal'] = light
+    try:
+        yield
+    finally:
+        if sys.modules['mmfocal'] is light:
+            del sys.modules['mmfocal']
+
+
+def check_installation() -> None:
+    """Ends the process with a repair for the first package that is missing or does not fit."""
+    with light_imports():
+        from mmfocal.compat import check_versions
+    try:
+        check_versions()
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
