@@ -176,9 +176,7 @@ def _kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def _state_dict(
-    config: Mapping[str, Any], state_dict: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _state_dict(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ours, unknown = {}, []
     for name, value in state_dict.items():
         if AUTHORS_DROPPED.fullmatch(name):

@@ -45,7 +45,7 @@ REQUIRED = ('mmengine', 'mmcv')
 
 
 class Problem(NamedTuple):
-    """Something that does not fit: what was found and expected, and the command that repairs it."""
+    """Something that does not fit: what was found and expected, and its repair."""
 
     text: str
     command: str
@@ -70,11 +70,12 @@ def detect_stack() -> str | None:
     return None
 
 
-def install_command(stack: str, name: str) -> str:
-    """Command that installs the tested version of a package."""
+def install_command(stack: str, name: str, again: bool = False) -> str:
+    """Command that installs the tested version of a package, ``again`` even if it is there."""
     requirement = STACKS[stack][name]
-    no_isolation = '--no-build-isolation ' if name == 'mmcv' else ''
-    return f'pip install {no_isolation}{requirement.distribution}=={requirement.tested}'
+    options = '--force-reinstall --no-deps --no-cache-dir ' if again else ''
+    options += '--no-build-isolation ' if name == 'mmcv' else ''
+    return f'pip install {options}{requirement.distribution}=={requirement.tested}'
 
 
 def find_problems(names: tuple[str, ...] = REQUIRED) -> list[Problem]:
@@ -97,7 +98,8 @@ def find_problems(names: tuple[str, ...] = REQUIRED) -> list[Problem]:
         found = 'is not installed' if torch is None else f'{torch} is too old'
         problems.append(
             Problem(
-                f'PyTorch {found}, {TORCH_AT_LEAST} or newer is needed.', 'pip install torch==2.13.0'
+                f'PyTorch {found}, {TORCH_AT_LEAST} or newer is needed.',
+                'pip install torch==2.13.0',
             )
         )
     setuptools = installed('setuptools')
@@ -120,11 +122,9 @@ def find_problems(names: tuple[str, ...] = REQUIRED) -> list[Problem]:
             Problem(
                 f'Packages of two stacks with the same import names are installed: {stack} and '
                 f'{", ".join(both)}.',
+                # Removing one of them takes files of the other with it.
                 f'pip uninstall -y {" ".join(both)} && '
-                + ' && '.join(
-                    install_command(stack, name).replace('install ', 'install --force-reinstall --no-deps ', 1)
-                    for name in STACKS[stack]
-                ),
+                + ' && '.join(install_command(stack, name, again=True) for name in STACKS[stack]),
             )
         )
     for name, requirement in STACKS[stack].items():
@@ -166,13 +166,10 @@ def mmcv_ops_problem() -> Problem | None:
         importlib.import_module('mmcv._ext')
     except ImportError as error:
         stack = detect_stack() or 'official'
-        command = install_command(stack, 'mmcv').replace(
-            'install ', 'install --force-reinstall --no-deps --no-cache-dir ', 1
-        )
         return Problem(
             f"mmcv's compiled operators do not load ({error}): it was installed without them, or "
             'built for another PyTorch.',
-            command,
+            install_command(stack, 'mmcv', again=True),
         )
     return None
 

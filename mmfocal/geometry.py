@@ -161,8 +161,9 @@ class FocalGeometry:
             )
         if window // 2 ** max(self.focal_level - 2, 0) < 1:
             raise ValueError(
-                f'focal_level must leave sub-windows of at least one token: window_size = {window} '
-                f'allows at most {window.bit_length() + 1} levels, got {self.focal_level}'
+                'focal_level must leave sub-windows of at least one token: '
+                f'window_size = {window} allows at most {window.bit_length() + 1} levels, '
+                f'got {self.focal_level}'
             )
         if self.focal_window < 1 or self.focal_window % 2 == 0:
             raise ValueError(

@@ -62,7 +62,14 @@ def keys_of_windows(
                             keys.append((name, regions[wrapped] if shift else 0))
             for pooled in range(1, level):
                 keys += _cells(
-                    names, real, top // window, left // window, window, pooled, focal_window, border
+                    names,
+                    real,
+                    top // window,
+                    left // window,
+                    window,
+                    pooled,
+                    focal_window,
+                    border,
                 )
             windows.append((queries, keys))
     return windows

@@ -157,7 +157,7 @@ def test_parameters_of_the_published_classifiers(arch, count):
 def print_table():
     """Errors of all golden cases in both precisions, worst entry of each kind."""
     kinds = ('feature.', 'logits', 'grad.input', 'grad.param.')
-    print('| case | backend | dtype | features | logits | input gradient | worst parameter gradient |')
+    print('| case | backend | dtype | features | logits | input gradient | parameter gradients |')
     print('|---|---|---|---|---|---|---|')
     for path, case in zip(GOLDEN, CASE_IDS, strict=True):
         for backend in available_backends():

@@ -94,9 +94,7 @@ def test_norms_and_position_biases_are_free_of_weight_decay():
     wrapper = Runner.build_optim_wrapper(
         type('Builder', (), dict(model=model)), config.optim_wrapper
     )
-    free = {
-        id(p) for g in wrapper.param_groups if g['weight_decay'] == 0 for p in g['params']
-    }
+    free = {id(p) for g in wrapper.param_groups if g['weight_decay'] == 0 for p in g['params']}
     names = {name for name, p in model.named_parameters() if id(p) in free}
     assert len(names) == sum('norm' in n or 'bias_table' in n for n, _ in model.named_parameters())
     assert {name.split('.')[0] for name in names} == {'backbone'}

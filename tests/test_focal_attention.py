@@ -170,7 +170,7 @@ def test_dropout_keeps_the_mean_and_is_off_by_default():
 
 def test_backend_that_cannot_run_says_why():
     packed, keys, bias = random_case(GEOMETRIES['published'], (3, 4))
-    with pytest.raises(ValueError, match="'gather_sdpa' cannot run here: .*dropout"):
+    with pytest.raises(ValueError, match=r"'gather_sdpa' cannot run here: .*dropout"):
         run(packed, keys, bias, 'gather_sdpa', dropout_p=0.1)
     with pytest.raises(ValueError, match=r"one of 'auto', .*got 'flash'"):
         run(packed, keys, bias, 'flash')

@@ -231,5 +231,5 @@ def test_wrong_setting_is_named(kwargs, message):
 
 
 def test_setting_of_wrong_type_is_named():
-    with pytest.raises(TypeError, match=r"stage 0 .*window_size must be an int, got 7\.0"):
+    with pytest.raises(TypeError, match=r'stage 0 .*window_size must be an int, got 7\.0'):
         small(window_size=(7.0, 7, 7, 7))

@@ -60,5 +60,5 @@ def test_second_level_pools_the_centre_of_the_map():
 
 
 def test_unknown_method_is_named():
-    with pytest.raises(ValueError, match="pool_method must be one of .* got 'median'"):
+    with pytest.raises(ValueError, match=r"pool_method must be one of .* got 'median'"):
         FocalPooling(GEOMETRY, 1, 'median', 4)

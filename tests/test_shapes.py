@@ -153,9 +153,7 @@ def test_litter_of_a_killed_run_is_removed(tmp_path):
 def test_two_processes_at_once_make_one_whole_folder(tmp_path):
     target = tmp_path / 'shapes'
     context = multiprocessing.get_context('fork')
-    processes = [
-        context.Process(target=prepare_shapes, args=(target, 0, FEW)) for _ in range(2)
-    ]
+    processes = [context.Process(target=prepare_shapes, args=(target, 0, FEW)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -189,5 +187,5 @@ def test_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_unknown_split_is_named():
-    with pytest.raises(ValueError, match="split must be one of .*, got 'test'"):
+    with pytest.raises(ValueError, match=r"split must be one of .*, got 'test'"):
         shapes.draw_scene(0, 'test', 0)

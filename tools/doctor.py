@@ -1,4 +1,4 @@
-"""Tells what is installed here and, for each thing that does not fit, the command that repairs it."""
+"""Tells what is installed here and, for all that does not fit, the command that repairs it."""
 
 import importlib
 import os
@@ -63,7 +63,7 @@ def attempt(check: Callable[[], str]) -> str:
     """What a check says, or how it fails: a broken package may raise anything at all."""
     try:
         return check()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return f'fails: {type(error).__name__}: {error}'
 
 

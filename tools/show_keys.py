@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         action='append',
         metavar=('ROW', 'COL'),
-        help='a window to draw, counted in windows; may be given several times (default: 3 4, 0 0)',
+        help='a window to draw, counted in windows; may be given again (default: 3 4 and 0 0)',
     )
     parser.add_argument('--window-size', type=int, default=7, help='tokens')
     parser.add_argument('--expand-size', type=int, default=3, help='tokens')

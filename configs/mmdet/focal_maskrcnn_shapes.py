@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 num_classes = 6
-width = 64  # channels of neck and heads
+width = 48  # channels of neck and heads
 norm_cfg = dict(type='BN')
 
 model = dict(
@@ -64,14 +64,14 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=50)),
 )
 
-max_iters = 900
+max_iters = 1300
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )

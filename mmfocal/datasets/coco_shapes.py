@@ -1,4 +1,7 @@
-"""The embedded data set for mmdet. Imported by configs, as ``import mmfocal`` stays free of mmdet."""
+"""The embedded data set for mmdet.
+
+Configs name its full path, since ``import mmfocal`` stays free of mmdet.
+"""
 
 from __future__ import annotations
 

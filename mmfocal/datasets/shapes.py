@@ -1,10 +1,10 @@
 """The embedded data set ``shapes``: drawn from a seed, in COCO form and as label maps.
 
-Pictures of 128 x 128 pixels show two to six shapes of six classes over clutter. The classes
-differ in form only: colour (lighter than the ground), texture, size (about 6 to 88 pixels), rotation and stretch are random,
-shapes hide one another, and some pictures hold a crowd, a cluster of small shapes that is annotated
-as one region. The data set exists so that training, evaluation and every tool can be tried, and
-tested, within minutes and without a download.
+Pictures of 128 x 128 pixels show two to six shapes of six classes over clutter. The classes differ
+in form only: colour (lighter than the ground), texture, size (about 6 to 88 pixels), rotation and
+stretch are random, shapes hide one another, and some pictures hold a crowd, a cluster of small
+shapes that is annotated as one region. The data set exists so that training, evaluation and every
+tool can be tried, and tested, within minutes and without a download.
 
 Layout of the folder that :func:`prepare_shapes` makes::
 
@@ -83,8 +83,8 @@ class Instance:
 
     Attributes:
         label: Index into :data:`CLASSES`.
-        mask: What can be seen of it, ``(S, S)`` bool on the fine grid, with
-            ``S = IMAGE_SIZE * oversampling``.
+        mask: What can be seen of it, ``(S, S)`` bool on the fine grid, with ``S`` four times
+            ``IMAGE_SIZE``.
         crowd: True for a cluster of small shapes that is annotated as one region.
     """
 
@@ -185,16 +185,14 @@ def _placed(
     along, turn = rng.uniform(0, 2 * math.pi, size=2)
 
     def rotation(angle: float) -> np.ndarray:
-        return np.array(
-            [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-        )
+        return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
     matrix = rotation(along) @ np.diag([stretch, 1 / stretch]) @ rotation(turn)
     return [centre + ring @ matrix.T * (size / 2) for ring in rings]
 
 
 def _rasterised(rings: list[np.ndarray]) -> np.ndarray:
-    """Fill rings given in pixels; return the mask on the fine grid, ``(S, S)`` uint8 of 0 and 1."""
+    """Fill rings given in pixels; return the mask on the fine grid, uint8 of 0 and 1."""
     side = IMAGE_SIZE * _OVERSAMPLING
     mask = np.zeros((side, side), np.uint8)
     # OpenCV puts integer coordinates on pixel centres; ours are on pixel corners.
@@ -206,7 +204,7 @@ def _rasterised(rings: list[np.ndarray]) -> np.ndarray:
 
 
 def _coverage(mask: np.ndarray) -> np.ndarray:
-    """Return how much of each pixel a fine mask covers, ``(IMAGE_SIZE, IMAGE_SIZE, 1)`` float32."""
+    """Return how much of each pixel a fine mask covers, float32 with one channel."""
     coarse = cv2.resize(
         mask * np.uint8(255), (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA
     )
@@ -290,7 +288,7 @@ def _stroke(image: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def _contrasting(around: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a random light colour that keeps its distance from the colour ``around``, ``(3,)``."""
+    """Return a random light colour, ``(3,)``, that keeps its distance from ``around``."""
     while True:
         colour = rng.uniform(70, 255, size=3)
         if colour.mean() >= 140 and np.linalg.norm(colour - around) >= _MIN_CONTRAST:
@@ -563,7 +561,9 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> Iterator[in
     for index in range(count):
         scene = draw_scene(seed, split, index)
         name = f'{index:06d}'
-        _write(folder / split / f'{name}.jpg', scene.image[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, 92)
+        _write(
+            folder / split / f'{name}.jpg', scene.image[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, 92
+        )
         _write(
             folder / 'labels' / split / f'{name}.png',
             scene.label_map(),

@@ -54,11 +54,12 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None) -> None:
     hook.draw = True
     if show:
         hook.show = True
-        hook.wait_time = 2
-    if show_dir:
-        # mmdet's hook writes pictures itself, mmseg's leaves it to the visualizer.
-        if cfg.default_scope == 'mmseg':
+        hook.wait_time = 2  # seconds
+    # mmdet's hook draws and writes every picture itself; mmseg's draws every 50th, and leaves the
+    # writing to the visualizer.
+    if cfg.default_scope == 'mmseg':
+        hook.interval = 1
+        if show_dir:
             cfg.visualizer.save_dir = show_dir
-            hook.interval = 1  # pictures
-        else:
-            hook.test_out_dir = os.path.abspath(show_dir)
+    elif show_dir:
+        hook.test_out_dir = os.path.abspath(show_dir)

@@ -257,6 +257,11 @@ def _scalar(dtype: _DType, data: bytes) -> np.generic:
     return np.frombuffer(data, dtype.dtype, count=1)[0]
 
 
+def _empty_bytes() -> bytes:
+    """Stands in for ``bytes``, of which files only need the content of an empty array."""
+    return b''
+
+
 def _getattr(owner: Any, name: str) -> str:
     """Stands in for ``getattr``, which files need for a buffer's statistics alone."""
     if owner is not _Buffer or name not in ('min', 'max', 'current', 'mean'):
@@ -268,6 +273,7 @@ def _getattr(owner: Any, name: str) -> str:
 SAFE_GLOBALS = [
     (_Buffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (_getattr, 'builtins.getattr'),
+    (_empty_bytes, 'builtins.bytes'),
     (_Array, 'numpy.ndarray'),
     (_DType, 'numpy.dtype'),
     # numpy 1 and 2

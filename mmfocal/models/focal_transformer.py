@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ class PatchEmbed(BaseModule):
     """
 
     # Stride to kernel size and padding of overlapping patches.
-    OVERLAPPING = {4: (7, 2), 2: (3, 1)}
+    OVERLAPPING: ClassVar[dict[int, tuple[int, int]]] = {4: (7, 2), 2: (3, 1)}
 
     def __init__(
         self,
@@ -447,7 +448,9 @@ class FocalTransformer(BaseModule):
             return
         frozen = [self.patch_embed, self.drop_after_pos, *self.stages[: self.frozen_stages]]
         if self.out_norm:
-            frozen += [getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
+            frozen += [
+                getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages
+            ]
         for module in frozen:
             module.eval().requires_grad_(False)
         if self.absolute_pos_embed is not None:
@@ -548,5 +551,6 @@ def _check_norm(norm_cfg: dict) -> None:
         fits = False
     if not fits or isinstance(norm, nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
         raise ValueError(
-            f"norm_cfg must be a norm over the last axis, such as dict(type='LN'), got {norm_cfg!r}"
+            "norm_cfg must be a norm over the last axis, such as dict(type='LN'), "
+            f'got {norm_cfg!r}'
         )

@@ -14,10 +14,11 @@ POOL_METHODS = ('fc', 'conv', 'mean', 'max')
 class FocalPooling(BaseModule):
     """Summarises each sub-window of a map by one cell.
 
-    Methods, after ``FocalTransformerBlock`` of the authors' ``classification/focal_transformer.py``:
-    ``fc`` weighs the tokens of a sub-window, alike in all channels; ``conv`` weighs them channel by
-    channel; ``mean`` and ``max`` have no parameters. ``fc`` and ``conv`` begin as the mean, which
-    is what the authors' code sets before its general initialisation overwrites it.
+    Methods, after ``FocalTransformerBlock`` of the authors'
+    ``classification/focal_transformer.py``: ``fc`` weighs the tokens of a sub-window, alike in all
+    channels; ``conv`` weighs them channel by channel; ``mean`` and ``max`` have no parameters.
+    ``fc`` and ``conv`` begin as the mean, which is what the authors' code sets before its general
+    initialisation overwrites it.
 
     Args:
         geometry: settings of the attention.

@@ -127,7 +127,9 @@ class _GatherSDPA(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, bias = ctx.saved_tensors
         keys, scale = ctx.keys, ctx.scale
-        grads = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)]
+        grads = [
+            torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)
+        ]
         grad_query, grad_key, grad_value = (t.flatten(0, 1) for t in grads)
         grad_bias = torch.zeros_like(bias)
         grad_out = grad_out.flatten(0, 1)

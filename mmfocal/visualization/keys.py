@@ -50,9 +50,7 @@ def draw_keys(
     for axes, (row, col) in zip(panels[0], windows, strict=True):
         _draw_window(axes, geometry, keys, row * cols + col)
         axes.set_title(f'window {row}, {col} of {rows}x{cols}', fontsize=10)
-    figure.legend(
-        handles=_legend(keys), loc='lower center', ncols=5, fontsize=9, frameon=False
-    )
+    figure.legend(handles=_legend(keys), loc='lower center', ncols=5, fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
     return figure
 
@@ -88,7 +86,9 @@ def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: i
         _squares(axes, twice, 1, TWICE_COLOUR, filled=True)
     _squares(axes, places('window'), 1, WINDOW_COLOUR, filled=True)
     axes.add_patch(
-        Rectangle((0, 0), keys.map_size[1], keys.map_size[0], fill=False, edgecolor='black', lw=1.2)
+        Rectangle(
+            (0, 0), keys.map_size[1], keys.map_size[0], fill=False, edgecolor='black', lw=1.2
+        )
     )
 
 

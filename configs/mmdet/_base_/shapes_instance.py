@@ -2,7 +2,7 @@
 # use. See mmfocal/datasets/shapes.py.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 
-from mmfocal.datasets import shapes_root  # noqa: E402
+from mmfocal.datasets import shapes_root
 
 dataset_type = 'mmfocal.datasets.coco_shapes.ShapesDataset'
 data_root = shapes_root()
@@ -10,7 +10,11 @@ data_root = shapes_root()
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
+    dict(
+        type='RandomFlip',
+        prob=[0.25, 0.25, 0.25],
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -24,7 +28,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     dataset=dict(
         type=dataset_type,
