@@ -1,20 +1,19 @@
-"""The packages that mmfocal runs on: which stack is installed, and does it fit.
+"""The packages that mmfocal runs on: which stack is installed, does it fit, does it work.
 
 Two stacks give the same import names ``mmcv``, ``mmengine``, ``mmdet`` and ``mmseg``: OpenMMLab's
-packages, and OneDL's maintained forks. Nothing here imports them; versions come from the metadata
-of what is installed.
+packages, and OneDL's maintained forks. Importing this module imports none of them, and nothing but
+the standard library: versions come from the metadata of what is installed.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import re
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
-
-PYTHONS = ((3, 10), (3, 12))
-# weights_only loading with an allow-list of named stand-ins, on which safe loading rests.
-TORCH_AT_LEAST = '2.6'
 
 
 class Requirement(NamedTuple):
@@ -25,8 +24,27 @@ class Requirement(NamedTuple):
     below: str
     tested: str
 
+    def accepts(self, found: str) -> bool:
+        return _numbers(self.at_least) <= _numbers(found) < _numbers(self.below)
 
-# By import name. mmdet and mmseg are only needed for their own configs.
+    def __str__(self) -> str:
+        return f'{self.at_least} or newer, below {self.below}'
+
+
+class Problem(NamedTuple):
+    """What was found and what is expected, and the command that repairs it."""
+
+    text: str
+    command: str
+
+    def __str__(self) -> str:
+        return f'{self.text} Run: {self.command}'
+
+
+PYTHON = Requirement('python', '3.10', '3.13', '3.11')
+# Loading checkpoints safely rests on weights_only and its allow-list with named stand-ins.
+TORCH = Requirement('torch', '2.6', '3', '2.13.0')
+# By import name, what is imported first standing first.
 STACKS: dict[str, dict[str, Requirement]] = {
     'official': {
         'mmengine': Requirement('mmengine', '0.10.4', '0.11', '0.10.7'),
@@ -41,17 +59,11 @@ STACKS: dict[str, dict[str, Requirement]] = {
         'mmseg': Requirement('onedl-mmsegmentation', '1.3', '1.5', '1.4.2'),
     },
 }
-REQUIRED = ('mmengine', 'mmcv')
+# What `import mmfocal` needs. mmdet and mmseg are needed by configs of their own family.
+CORE = ('mmengine', 'mmcv')
 
-
-class Problem(NamedTuple):
-    """Something that does not fit: what was found and expected, and its repair."""
-
-    text: str
-    command: str
-
-    def __str__(self) -> str:
-        return f'{self.text} Run: {self.command}'
+# Distributions whose name is not that of the module that is missing.
+_DISTRIBUTIONS = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'PyYAML'}
 
 
 def installed(distribution: str) -> str | None:
@@ -63,123 +75,189 @@ def installed(distribution: str) -> str | None:
 
 
 def detect_stack() -> str | None:
-    """``'official'`` or ``'onedl'``, whichever mmengine belongs to; None without either."""
-    for stack, requirements in STACKS.items():
-        if installed(requirements['mmengine'].distribution):
-            return stack
-    return None
+    """``'official'`` or ``'onedl'``, whichever more is installed of; None without either."""
+
+    def count(stack: str) -> int:
+        return sum(
+            installed(package.distribution) is not None for package in STACKS[stack].values()
+        )
+
+    stack = max(STACKS, key=count)
+    return stack if count(stack) else None
 
 
-def install_command(stack: str, name: str, again: bool = False) -> str:
-    """Command that installs the tested version of a package, ``again`` even if it is there."""
-    requirement = STACKS[stack][name]
-    options = '--force-reinstall --no-deps --no-cache-dir ' if again else ''
-    options += '--no-build-isolation ' if name == 'mmcv' else ''
-    return f'pip install {options}{requirement.distribution}=={requirement.tested}'
+def stack_requirements() -> dict[str, Requirement]:
+    """Requirements of the installed stack by import name; of the official one without any."""
+    return STACKS[detect_stack() or 'official']
 
 
-def find_problems(names: tuple[str, ...] = REQUIRED) -> list[Problem]:
+def find_problems(names: tuple[str, ...] = CORE) -> list[Problem]:
     """Everything about versions that does not fit, the first to repair first.
 
     Args:
         names: import names that have to be there. Others are checked if they are.
     """
-    problems = []
-    python = sys.version_info[:2]
-    if not PYTHONS[0] <= python <= PYTHONS[1]:
-        problems.append(
-            Problem(
-                f'Python {python[0]}.{python[1]} is not supported, 3.10 to 3.12 are.',
-                'make env PYTHON=/path/to/python3.11',
-            )
-        )
-    torch = installed('torch')
-    if torch is None or _numbers(torch) < _numbers(TORCH_AT_LEAST):
-        found = 'is not installed' if torch is None else f'{torch} is too old'
-        problems.append(
-            Problem(
-                f'PyTorch {found}, {TORCH_AT_LEAST} or newer is needed.',
-                'pip install torch==2.13.0',
-            )
-        )
-    setuptools = installed('setuptools')
-    if importlib.util.find_spec('pkg_resources') is None:
-        problems.append(
-            Problem(
-                f'setuptools {setuptools} has no pkg_resources, which mmengine imports.',
-                "pip install 'setuptools<81'",
-            )
-        )
+    python = '.'.join(map(str, sys.version_info[:3]))
+    if not PYTHON.accepts(python):
+        text = f'Python {python} is used, {PYTHON} is needed.'
+        # Nothing else can be put right in this one.
+        return [Problem(text, 'make env PYTHON=/path/to/python3.11')]
+
+    problems = _version_problems(TORCH, required=True)
     stack = detect_stack() or 'official'
-    other = 'onedl' if stack == 'official' else 'official'
-    both = [
-        requirement.distribution
-        for name, requirement in STACKS[other].items()
-        if installed(requirement.distribution)
-    ]
-    if both:
-        problems.append(
-            Problem(
-                f'Packages of two stacks with the same import names are installed: {stack} and '
-                f'{", ".join(both)}.',
-                # Removing one of them takes files of the other with it.
-                f'pip uninstall -y {" ".join(both)} && '
-                + ' && '.join(install_command(stack, name, again=True) for name in STACKS[stack]),
-            )
+    if stack == 'official' and importlib.util.find_spec('pkg_resources') is None:
+        text = (
+            'mmengine imports pkg_resources, which setuptools has up to version 80; '
+            f'{installed("setuptools") or "none"} is installed.'
         )
+        problems.append(Problem(text, pip('install', 'setuptools<81')))
+    mixed = _mixed_stacks(stack)
+    problems += mixed
     for name, requirement in STACKS[stack].items():
-        found = installed(requirement.distribution)
-        window = f'{requirement.at_least} or newer and below {requirement.below}'
-        if found is None:
-            if name in names and not both:
-                problems.append(
-                    Problem(
-                        f'{requirement.distribution} is not installed, {window} is needed.',
-                        install_command(stack, name),
-                    )
-                )
-        elif not _numbers(requirement.at_least) <= _numbers(found) < _numbers(requirement.below):
-            problems.append(
-                Problem(
-                    f'{requirement.distribution} {found} does not fit, {window} is needed.',
-                    install_command(stack, name),
-                )
-            )
+        # What the repair of mixed stacks installs anew need not be asked for twice.
+        problems += _version_problems(requirement, required=name in names and not mixed)
     return problems
 
 
-def check_versions() -> None:
-    """Raises an ImportError with the first problem and its repair, before anything else breaks."""
-    if problems := find_problems():
-        raise ImportError(f'mmfocal cannot be used here. {problems[0]}')
+def check_versions(names: tuple[str, ...] = CORE) -> None:
+    """Raises an ImportError with the first problem and its repair, before anything else breaks.
+
+    Args:
+        names: import names that have to be there. Others are checked if they are.
+    """
+    if problems := find_problems(names):
+        raise ImportError(f'mmfocal cannot be used here: {problems[0]}')
+
+
+def import_problem(name: str) -> Problem | None:
+    """What keeps a module from being imported, or None.
+
+    Args:
+        name: ``'torch'``, or a package of the stack or a module in it, as ``'mmdet.models'``.
+    """
+    package = name.partition('.')[0]
+    requirement = TORCH if package == 'torch' else stack_requirements()[package]
+    if missing := _version_problems(requirement, required=True):
+        return missing[0]
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a broken package may raise anything
+        module = (getattr(error, 'name', None) or package).partition('.')[0]
+        if module != package and importlib.util.find_spec(module) is None:
+            return Problem(
+                f'{name} imports {module}, which is not installed.',
+                pip('install', _DISTRIBUTIONS.get(module, module)),
+            )
+        if re.search(r'lib(GL|gthread|glib)\S*\.so', str(error)):
+            return Problem(
+                f'OpenCV needs libraries of a desktop that are not here ({_first_line(error)}).',
+                pip('uninstall', '-y', 'opencv-python')
+                + ' && '
+                + pip('install', '--force-reinstall', '--no-deps', 'opencv-python-headless'),
+            )
+        text = f'{name} cannot be imported ({type(error).__name__}: {_first_line(error)})'
+        if re.search(r'mmcv\W{1,2}_ext', str(error)):
+            text += ': mmcv lacks its operators, or has them for another PyTorch or Python'
+        return Problem(f'{text}.', reinstall(requirement))
+    return None
+
+
+def mmcv_ops_problem() -> Problem | None:
+    """What keeps mmcv's compiled operators from working, or None."""
+    if problem := import_problem('torch') or import_problem('mmcv.ops'):
+        return problem
+    import torch
+    from mmcv.ops import get_compiling_cuda_version
+
+    if torch.cuda.is_available() and get_compiling_cuda_version() == 'not available':
+        command = f'FORCE_CUDA=1 {reinstall(stack_requirements()["mmcv"])}'
+        return Problem('There is a GPU, and mmcv was built without CUDA.', command)
+    return None
 
 
 def require_mmcv_ops() -> None:
-    """Raises an ImportError with its repair where mmcv lacks its compiled operators."""
+    """Raises an ImportError with its repair where mmcv's compiled operators do not work."""
     if problem := mmcv_ops_problem():
         raise ImportError(str(problem))
 
 
-def mmcv_ops_problem() -> Problem | None:
-    """What keeps mmcv's compiled operators from loading, or None."""
-    try:
-        importlib.import_module('mmcv._ext')
-    except ImportError as error:
-        stack = detect_stack() or 'official'
-        return Problem(
-            f"mmcv's compiled operators do not load ({error}): it was installed without them, or "
-            'built for another PyTorch.',
-            install_command(stack, 'mmcv', again=True),
-        )
-    return None
+def register_config_packages() -> None:
+    """Lets mmengine find ``_base_ = 'mmseg::...'`` on OneDL's stack.
+
+    It looks for the distribution mmsegmentation, which is called onedl-mmsegmentation there; the
+    name of the module serves as well.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    if installed(MODULE2PACKAGE['mmseg']) is None:
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+def pip(*arguments: str) -> str:
+    """Command line of this interpreter's pip."""
+    return shlex.join([sys.executable, '-m', 'pip', *arguments])
+
+
+def install(requirement: Requirement) -> str:
+    """Command that installs the tested version of a package and what it needs."""
+    # mmcv is compiled against the PyTorch that is here.
+    options = ['--no-build-isolation'] if requirement.distribution.endswith('mmcv') else []
+    return pip('install', *options, f'{requirement.distribution}=={requirement.tested}')
+
+
+def reinstall(*requirements: Requirement) -> str:
+    """Command that puts tested versions in the place of what is there, right or wrong."""
+    pins = [f'{requirement.distribution}=={requirement.tested}' for requirement in requirements]
+    options = ['--force-reinstall', '--no-deps']
+    if any(pin.partition('==')[0].endswith('mmcv') for pin in pins):
+        # In pip's cache a build for another PyTorch has the same name.
+        options += ['--no-build-isolation', '--no-cache-dir']
+    return pip('install', *options, *pins)
+
+
+def _version_problems(requirement: Requirement, required: bool) -> list[Problem]:
+    found = installed(requirement.distribution)
+    if found is None and required:
+        text = f'{requirement.distribution} is not installed, {requirement} is needed.'
+    elif found is not None and not requirement.accepts(found):
+        text = f'{requirement.distribution} {found} does not fit, {requirement} is needed.'
+    else:
+        return []
+    return [Problem(text, install(requirement))]
+
+
+def _mixed_stacks(stack: str) -> list[Problem]:
+    """The problem of packages that lie in the same folders, which ``stack`` is to own."""
+    (other,) = set(STACKS) - {stack}
+    strangers = {
+        name: requirement.distribution
+        for name, requirement in STACKS[other].items()
+        if installed(requirement.distribution)
+    }
+    if not strangers:
+        return []
+    # Removing a package takes the files of its namesake with it.
+    command = ' && '.join(
+        [
+            pip('uninstall', '-y', *strangers.values()),
+            reinstall(*(STACKS[stack][name] for name in strangers)),
+        ]
+    )
+    text = (
+        f'{", ".join(strangers.values())} and packages of the {stack} stack are installed side by '
+        'side: they share import names, so each overwrites files of the other.'
+    )
+    return [Problem(text, command)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition('\n')[0]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """Leading numbers of a version: '2.13.0+cpu' is (2, 13, 0)."""
-    numbers = []
-    for part in text.split('+')[0].split('.'):
-        digits = ''.join(ch for ch in part if ch.isdigit())
-        if not part[:1].isdigit():
-            break
-        numbers.append(int(digits))
+    """Leading numbers of a version without trailing zeros: ``'2.10.0+cpu'`` is (2, 10)."""
+    match = re.match(r'\d+(\.\d+)*', text)
+    numbers = [int(number) for number in match[0].split('.')] if match else []
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
     return tuple(numbers)

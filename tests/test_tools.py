@@ -62,6 +62,9 @@ val_dataloader = dict(
     batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dataset('val', [load, annotations, dict(type='PackSegInputs')]))
 test_dataloader = val_dataloader
+tta_pipeline = [load, dict(type='TestTimeAug', transforms=[
+    [dict(type='RandomFlip', prob=p, direction='horizontal') for p in (0.0, 1.0)],
+    [annotations], [dict(type='PackSegInputs')]])]
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=2)
@@ -115,7 +118,7 @@ def detector(folder):
 
 
 def test_training_writes_checkpoint_metrics_and_seed(detector):
-    config, work_dir = detector
+    _, work_dir = detector
     checkpoint = torch.load(work_dir / 'iter_2.pth', weights_only=False)  # our own file
     assert checkpoint['meta']['iter'] == 2
     dumped = (work_dir / 'detector.py').read_text()
@@ -141,6 +144,7 @@ def test_training_goes_on_where_it_stopped(detector):
         torch.load(path, weights_only=False)['meta']['seed'] for path in work_dir.glob('*.pth')
     }
     assert len(seeds) == 1
+    assert f'randomness = dict(seed={seeds.pop()})' in (work_dir / 'detector.py').read_text()
 
 
 def test_testing_writes_metrics_predictions_and_pictures(detector):
@@ -171,7 +175,11 @@ def test_segmenter_trains_and_tests(folder, detector):
     run_tool('train.py', config, '--work-dir', 'seg', '--seed', 3, cwd=folder)
     out = folder / 'seg.json'
     checkpoint = folder / 'seg/iter_2.pth'
-    run_tool('test.py', config, checkpoint, '--out', out, '--show-dir', 'pictures', cwd=folder)
+    output = run_tool(
+        *('test.py', config, checkpoint, '--tta', '--out', out, '--show-dir', 'pictures'),
+        cwd=folder,
+    )
+    assert 'SegTTAModel' in output
     assert 0 <= json.loads(out.read_text())['metrics']['mIoU'] <= 100
     assert len(list(folder.glob('pictures/**/*.png'))) == 4
 
@@ -204,15 +212,23 @@ def test_missing_data_is_told_without_a_trace(monkeypatch, capsys, tmp_path):
     'tool, args, expected',
     [
         ('train.py', ['focal_maskrcn_3x.py'], 'configs/mmdet/focal_maskrcnn_3x.py'),
-        ('train.py', ['focal_maskrcnn_shapes', '--resume', 'no.pth'], '--resume no.pth: there is'),
+        ('train.py', ['focal_maskrcnn_shapes', '--resume', 'no.pth'], 'there is no file no.pth'),
+        ('train.py', ['focal_maskrcnn_shapes', '--resume'], 'there is no checkpoint in'),
         ('train.py', ['focal_maskrcnn_shapes', '--auto-scale-lr'], 'base_batch_size'),
-        ('train.py', ['focal_maskrcnn_shapes', '--cfg-options', 'train_pipeline.99=1'], 'do not fit'),
+        (
+            'train.py',
+            ['focal_maskrcnn_shapes', '--cfg-options', 'train_pipeline.99=1'],
+            'do not fit',
+        ),
         ('test.py', ['focal_maskrcnn_shapes', 'no.pth'], 'There is no checkpoint no.pth'),
         ('test.py', ['focal_maskrcnn_shapes', __file__, '--out', 'r.pkl'], '--out writes JSON'),
+        ('test.py', ['focal_maskrcnn_shapes', __file__, '--tta'], 'lacks tta_model'),
         ('test.py', ['focal_maskrcnn_shapes', __file__], 'could not be read as a checkpoint'),
     ],
 )
-def test_wrong_arguments_are_told_without_a_trace(monkeypatch, capsys, tmp_path, tool, args, expected):
+def test_wrong_arguments_are_told_without_a_trace(
+    monkeypatch, capsys, tmp_path, tool, args, expected
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MMFOCAL_CACHE', str(tmp_path))
     monkeypatch.setattr('mmfocal.datasets.shapes.NUM_IMAGES', dict(train=1, val=1))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -32,14 +31,11 @@ def light_imports() -> Iterator[None]:
         return
 
     def from_full_package(name: str) -> Any:
-        if name.startswith('__'):
-            raise AttributeError(name)
         if sys.modules['mmfocal'] is light:
             del sys.modules['mmfocal']
         return getattr(importlib.import_module('mmfocal'), name)
 
-    light = ModuleType('mmfocal')
-    light.__path__ = [str(REPOSITORY / 'mmfocal')]
+    light = importlib.util.module_from_spec(importlib.util.find_spec('mmfocal'))
     light.__getattr__ = from_full_package
     sys.modules['mmfocal'] = light
     try:

@@ -1,108 +1,244 @@
-"""Tells what is installed here and, for all that does not fit, the command that repairs it."""
+"""Tells what is installed here and, for each thing that does not fit, the command that repairs it.
 
-import importlib
+Ends with status 0 if training would work.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
 import os
 import platform
 import shutil
 import sys
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-warnings.filterwarnings('ignore')
+from _startup import light_imports
 
-# Not through the package: `import mmfocal` refuses where versions do not fit, and this tool is
-# for just that case.
-sys.path.insert(0, str(ROOT / 'mmfocal'))
-import compat
+# `import mmfocal` refuses where versions do not fit, and this tool is for just that case.
+with light_imports():
+    from mmfocal.compat import (
+        CORE,
+        TORCH,
+        Problem,
+        detect_stack,
+        find_problems,
+        import_problem,
+        install,
+        installed,
+        mmcv_ops_problem,
+        pip,
+        reinstall,
+        stack_requirements,
+    )
 
-sys.path[0] = str(ROOT)
+FAMILIES = ('mmdet', 'mmseg')
+OTHERS = ('numpy', 'opencv-python', 'pycocotools', 'matplotlib', 'safetensors', 'triton')
+GIB = 2**30
+
+
+class Probe(NamedTuple):
+    """Something to try out: ``run`` says what it found; a Problem, or what it raises, is bad."""
+
+    name: str
+    run: Callable[[], str | Problem]
+    repair: str
 
 
 def main() -> int:
-    problems = compat.find_problems(names=('mmengine', 'mmcv', 'mmdet', 'mmseg'))
-    show('Python', f'{platform.python_version()} ({sys.executable})')
-    show('System', f'{platform.platform()}, {os.cpu_count()} cores, {memory()}')
-    show('Free disk', f'{shutil.disk_usage(Path.home()).free / 2**30:.0f} GiB in the home folder')
-    stack = compat.detect_stack()
-    show('Stack', stack or 'none')
-    for name in ('torch', 'torchvision', 'triton', 'numpy', 'opencv-python', 'pycocotools'):
-        show(name, compat.installed(name) or 'not installed')
-    for requirement in compat.STACKS[stack or 'official'].values():
-        show(requirement.distribution, compat.installed(requirement.distribution) or 'missing')
+    packages = stack_requirements()
+    families = tuple(name for name in FAMILIES if installed(packages[name].distribution))
+    problems = find_problems(CORE + (families or FAMILIES[:1]))
+    for name, value in versions():
+        show(name, value)
+    for name, outcome in () if problems else try_out(probes(families)):
+        works = not isinstance(outcome, Problem)
+        show(name, outcome if works else 'does not work, see below')
+        problems += [] if works else [outcome]
 
-    if compat.installed('torch'):
-        show('GPU', attempt(gpu))
-    if compat.installed(compat.STACKS[stack or 'official']['mmcv'].distribution):
-        problem = compat.mmcv_ops_problem()
-        show('mmcv operators', 'missing' if problem else attempt(run_nms))
-        problems += [problem] if problem else []
-    if compat.installed('triton'):
-        show('Triton kernels', attempt(triton))
-    if not problems:
-        outcome = attempt(run_backbone)
-        show('mmfocal', outcome)
-        if outcome.startswith('fails'):
-            problems.append(compat.Problem('The backbone does not run (see above).', 'make test'))
-
-    if not problems:
-        print('\nEverything fits: training will work.')
-        return 0
-    print('\nTo repair, in this order:')
-    for problem in problems:
-        print(f'- {problem.text}\n    {problem.command}')
-    return 1
+    if problems:
+        print('\nTo repair, in this order:')
+        for problem in problems:
+            print(f'- {problem.text}\n  Run: {problem.command}')
+        print('Or run `make env`, which builds an environment of its own that fits.')
+        return 1
+    print('\nEverything fits: training will work.')
+    for family in FAMILIES:
+        if family not in families:
+            print(f'For configs of {family}, run: {install(packages[family])}')
+    return 0
 
 
 def show(name: str, value: str) -> None:
-    print(f'{name:18} {value}')
+    print(f'{name:20} {value}', flush=True)
 
 
-def attempt(check: Callable[[], str]) -> str:
-    """What a check says, or how it fails: a broken package may raise anything at all."""
-    try:
-        return check()
-    except Exception as error:
-        return f'fails: {type(error).__name__}: {error}'
+def versions() -> Iterator[tuple[str, str]]:
+    """Names and versions of what is there, from metadata alone."""
+    yield 'Python', f'{platform.python_version()} ({sys.executable})'
+    yield 'System', f'{platform.platform()}, {os.cpu_count()} cores, {memory()}'
+    yield 'Stack', detect_stack() or 'none'
+    distributions = [package.distribution for package in stack_requirements().values()]
+    for distribution in ('torch', *distributions, *OTHERS):
+        yield distribution, installed(distribution) or 'not installed'
 
 
 def memory() -> str:
-    if not hasattr(os, 'sysconf'):
-        return 'memory unknown'
-    return f'{os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30:.0f} GiB memory'
+    try:
+        size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError, ValueError):  # not on every system
+        return 'unknown memory'
+    return f'{size / GIB:.0f} GiB memory'
 
 
-def gpu() -> str:
-    torch = importlib.import_module('torch')
+def probes(families: tuple[str, ...]) -> list[Probe]:
+    """What is tried out, in order: each rests on those before it."""
+    packages = stack_requirements()
+    return [
+        Probe('GPU', gpu, reinstall(TORCH)),
+        Probe('mmcv operators', operators, reinstall(packages['mmcv'])),
+        *(
+            Probe(f'{name} imports', FAMILY_PROBES[name], reinstall(packages[name]))
+            for name in families
+        ),
+        Probe('mmfocal', backbone, 'make test'),
+        Probe('Cache', cache, 'export MMFOCAL_CACHE=/a/folder/with/room'),
+        Probe('Triton', triton_kernel, pip('install', '--force-reinstall', '--no-deps', 'triton')),
+    ]
+
+
+def try_out(probes: list[Probe]) -> Iterator[tuple[str, str | Problem]]:
+    """Runs probes up to the first that fails, in another process: a crash ends only that."""
+    # Not a fork: nothing that this process loaded or set is to make a difference.
+    context = multiprocessing.get_context('spawn')
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=run_probes, args=(probes, sender))
+    process.start()
+    sender.close()
+    for probe in probes:
+        try:
+            outcome = receiver.recv()
+        except EOFError:
+            process.join()
+            text = f'{probe.name}: Python crashes (exit code {process.exitcode}).'
+            outcome = Problem(text, probe.repair)
+        yield probe.name, outcome
+        if isinstance(outcome, Problem):
+            break
+    process.join()
+
+
+def run_probes(probes: list[Probe], sender: Connection) -> None:
+    # Warnings and progress of third parties, written by C++ code too.
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    for probe in probes:
+        try:
+            outcome = probe.run()
+        except Exception as error:  # a broken package may raise anything
+            outcome = Problem(f'{probe.name}: {type(error).__name__}: {error}', probe.repair)
+        sender.send(outcome)
+        if isinstance(outcome, Problem):
+            return
+
+
+def gpu() -> str | Problem:
+    if problem := import_problem('torch'):
+        return problem
+    import torch
+
     if not torch.cuda.is_available():
-        return f'none that PyTorch sees (built for CUDA {torch.version.cuda or "- no"})'
-    name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    total = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return f'{torch.cuda.device_count()} x {name}, {total:.0f} GiB, capability {capability}'
+        built = f'for CUDA {torch.version.cuda}' if torch.version.cuda else 'without CUDA'
+        return f'none that PyTorch sees, which is built {built}'
+    torch.ones(1, device='cuda').item()
+    properties = torch.cuda.get_device_properties(0)
+    return (
+        f'{torch.cuda.device_count()} x {properties.name}, '
+        f'{properties.total_memory / GIB:.0f} GiB, '
+        f'compute capability {properties.major}.{properties.minor}, CUDA {torch.version.cuda}'
+    )
 
 
-def run_nms() -> str:
-    torch, ops = importlib.import_module('torch'), importlib.import_module('mmcv.ops')
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]])
-    _, kept = ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5)
+def operators() -> str | Problem:
+    if problem := mmcv_ops_problem():
+        return problem
+    import torch
+    from mmcv.ops import nms
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]], device=device)
+    _, kept = nms(boxes, torch.tensor([0.9, 0.8, 0.7], device=device), 0.5)
     if kept.tolist() != [0, 2]:
-        raise RuntimeError(f'nms kept {kept.tolist()} instead of [0, 2]')
-    return 'work (nms on the CPU gave the right boxes)'
+        raise RuntimeError(f'nms kept boxes {kept.tolist()} instead of [0, 2]')
+    return f'work (nms on the {device.upper()})'
 
 
-def triton() -> str:
-    torch = importlib.import_module('torch')
-    if torch.cuda.is_available():
-        return 'can run on the GPU'
-    return 'no GPU; TRITON_INTERPRET=1 runs them on the CPU for tests'
+def mmdet() -> str | Problem:
+    return import_problem('mmdet.models') or 'yes'
 
 
-def run_backbone() -> str:
-    torch, mmfocal = importlib.import_module('torch'), importlib.import_module('mmfocal')
+def mmseg() -> str | Problem:
+    return import_problem('mmseg.models') or 'yes'
+
+
+# Functions of this module, since probes travel to another process.
+FAMILY_PROBES = {'mmdet': mmdet, 'mmseg': mmseg}
+
+
+def backbone() -> str:
+    import torch
+
+    import mmfocal
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
     arch = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
-    maps = mmfocal.FocalTransformer(arch)(torch.rand(1, 3, 32, 32))
-    return f'{mmfocal.__version__}, backbone runs ({len(maps)} maps)'
+    model = mmfocal.FocalTransformer(arch).to(device)
+    sum(output.sum() for output in model(torch.rand(1, 3, 32, 32, device=device))).backward()
+    return f'{mmfocal.__version__}, a backbone runs forward and backward'
+
+
+def cache() -> str | Problem:
+    from mmfocal.datasets import shapes_root
+
+    folder = Path(shapes_root()).parent
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < GIB or not os.access(existing, os.W_OK):
+        raise RuntimeError(f'{folder} cannot be written, or has less than 1 GiB free')
+    return f'{folder}, {free / GIB:.0f} GiB free'
+
+
+def triton_kernel() -> str:
+    """Runs a kernel. Optional: what is wrong is told and is no Problem."""
+    if installed('triton') is None:
+        return 'not installed; attention runs on its other backends'
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ['TRITON_INTERPRET'] = '1'
+    try:
+        import triton
+        import triton.language as tl
+
+        @triton.jit
+        def double(source, target, size: tl.constexpr):
+            offsets = tl.arange(0, size)
+            tl.store(target + offsets, 2 * tl.load(source + offsets))
+
+        source = torch.arange(8.0, device='cuda' if on_gpu else 'cpu')
+        target = torch.zeros_like(source)
+        double[(1,)](source, target, 8)
+        if not torch.equal(target, 2 * source):
+            raise RuntimeError(f'a kernel gave {target.tolist()}')
+    except Exception as error:  # its compiler may raise anything
+        return f'does not work ({type(error).__name__}: {error}); other backends take its place'
+    return (
+        'kernels run' if on_gpu else 'no GPU; kernels run in its interpreter (TRITON_INTERPRET=1)'
+    )
 
 
 if __name__ == '__main__':

@@ -26,6 +26,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='write pictures of predictions into this folder')
     parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test-time augmentation, by the config's tta_model and tta_pipeline",
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -55,6 +60,8 @@ def main() -> None:
         set_predictions_file(cfg, args.out)
     if args.show or args.show_dir:
         set_visualization(cfg, args.show, args.show_dir)
+    if args.tta:
+        settings.set_test_time_augmentation(cfg)
     settings.set_launcher(cfg, args.launcher)
     settings.set_seed(cfg)
     install_safe_loading()

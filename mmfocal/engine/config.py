@@ -9,6 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmfocal.compat import register_config_packages
+
 from .errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,9 +28,10 @@ def load_config(path: str | os.PathLike, cfg_options: dict[str, Any] | None = No
         UserError: there is no such config, or it does not load.
     """
     file = find_config(path)
+    register_config_packages()
     try:
         cfg = Config.fromfile(file, import_custom_modules=False)
-    except Exception as error:  # noqa: BLE001 - a config is code and may raise anything
+    except Exception as error:  # a config is code and may raise anything
         raise UserError(f'{file} does not load: {type(error).__name__}: {error}') from error
     try:
         cfg.merge_from_dict(cfg_options or {})

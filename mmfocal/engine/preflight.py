@@ -59,7 +59,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
             if not absent:
                 continue
             missing += [path for path in absent if path not in missing]
-            kinds.append(str(dataset.get('type')))
+            kinds.append(_kind(dataset))
             options[f'{key}.data_root'] = 'FOLDER'
             options.update(_evaluator_options(cfg, split, dataset))
     if missing:
@@ -73,8 +73,15 @@ def _leaves(key: str, dataset: Any) -> Iterator[tuple[str, dict]]:
     elif 'datasets' in dataset:
         for i, inner in enumerate(dataset['datasets']):
             yield from _leaves(f'{key}.datasets.{i}', inner)
-    elif not str(dataset.get('type')).endswith('ShapesDataset'):  # drawn on first use
+    elif _kind(dataset).endswith('ShapesDataset'):
+        return  # drawn on first use
+    elif not dataset.get('backend_args'):  # else its paths are those of another storage
         yield key, dataset
+
+
+def _kind(dataset: dict) -> str:
+    kind = dataset.get('type', '')
+    return kind if isinstance(kind, str) else kind.__name__
 
 
 def _paths(dataset: dict) -> list[str]:

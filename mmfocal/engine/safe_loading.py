@@ -133,7 +133,7 @@ def _downloaded(url: str) -> str:
 def _remote(source: str) -> BytesIO:
     try:
         return BytesIO(read_bytes(source))
-    except Exception as error:  # noqa: BLE001 - each storage client has errors of its own
+    except Exception as error:  # each storage client has errors of its own
         raise CheckpointError(
             f'{source} could not be read: {error}. Download it by other means and give its path '
             'instead.'
@@ -213,7 +213,7 @@ class _DType:
             _refuse(f'it holds numpy values of type {code!r}, which are no numbers')
 
     def __setstate__(self, state: tuple) -> None:
-        version, order, *rest = state
+        _version, order, *rest = state
         if order not in ('<', '>', '|', '=') or rest[:3] != [None] * 3:
             _refuse('odd numpy type')
         self.dtype = self.dtype.newbyteorder(order)
@@ -225,7 +225,7 @@ class _Array:
     value = None
 
     def __setstate__(self, state: tuple) -> None:
-        version, shape, dtype, fortran, data = state
+        _version, shape, dtype, fortran, data = state
         if type(dtype) is not _DType or type(data) is not bytes:
             _refuse('odd numpy array')
         flat = np.frombuffer(data, dtype.dtype)

@@ -9,12 +9,13 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, sync_random_seed
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
 from mmfocal.compat import require_mmcv_ops
 
 from .errors import UserError
+from .safe_loading import load_checkpoint_file
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
@@ -48,14 +49,18 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 
 
 def set_seed(cfg: Config, seed: int | None = None) -> None:
-    """``seed`` if given, else the config's own, else one drawn now; the same in all processes.
+    """``seed`` if given, else that of the config, of the run that is resumed, or a new one.
 
-    It lands in the config, so that the dumped config and every checkpoint repeat the run.
+    It is the same in all processes and lands in the config, so that the dumped config and every
+    checkpoint repeat the run.
     """
     randomness = dict(cfg.get('randomness') or {})
     if seed is not None:
         randomness['seed'] = seed
-    elif randomness.get('seed') is None:
+    if randomness.get('seed') is None and cfg.get('resume') and cfg.get('load_from'):
+        # The runner reads it too, but only after it has made the order of the data.
+        randomness['seed'] = load_checkpoint_file(cfg.load_from).get('meta', {}).get('seed')
+    if randomness.get('seed') is None:
         randomness['seed'] = sync_random_seed()
     cfg.randomness = randomness
 
@@ -92,16 +97,33 @@ def set_precision(cfg: Config, amp: bool) -> str | None:
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
-    """``'auto'`` goes on from the newest checkpoint of the work folder, a path from that file."""
+    """``'auto'`` goes on from the newest checkpoint of the work folder, a path from that file.
+
+    Raises:
+        UserError: there is no such checkpoint. mmengine would train from the start, over the
+            files of the run that was to be resumed.
+    """
     if resume is None:
         return
-    cfg.resume = True
-    cfg.load_from = None if resume == 'auto' else resume
-    if resume != 'auto' and '://' not in resume and not os.path.isfile(resume):
+    if resume == 'auto':
+        # mmengine leaves the name in a file of the work folder.
+        checkpoint = find_latest_checkpoint(cfg.work_dir)
+        if checkpoint is None:
+            raise UserError(
+                f'--resume: there is no checkpoint in {os.path.abspath(cfg.work_dir)}. Give the '
+                'path of one, name its folder by --work-dir, or leave --resume out to train from '
+                'the start.'
+            )
+    else:
+        checkpoint = resume
+    if '://' not in checkpoint and not os.path.isfile(checkpoint):
         raise UserError(
-            f'--resume {resume}: there is no such file (looked for {os.path.abspath(resume)}). '
-            'Without a path, --resume takes the newest checkpoint of the work folder.'
+            f'--resume: there is no file {checkpoint} (looked for {os.path.abspath(checkpoint)}). '
+            'Give the path of a checkpoint that is there; without a path, --resume takes the one '
+            'that last_checkpoint in the work folder names.'
         )
+    cfg.resume = True
+    cfg.load_from = checkpoint
 
 
 def set_auto_scale_lr(cfg: Config) -> None:
@@ -121,6 +143,28 @@ def set_checkpoint(cfg: Config, checkpoint: str) -> None:
             f'There is no checkpoint {checkpoint} (looked for {os.path.abspath(checkpoint)}).'
         )
     cfg.load_from = checkpoint
+
+
+def set_test_time_augmentation(cfg: Config) -> None:
+    """Merges predictions for several views of each picture, as ``tta_*`` of the config say.
+
+    Raises:
+        UserError: the config does not say how, or mmdet cannot merge what the model predicts.
+    """
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise UserError(
+            f'--tta: {cfg.filename} lacks tta_model or tta_pipeline, which say what views there '
+            "are and how to merge them. For mmdet, 'mmdet::retinanet/retinanet_tta.py' among its "
+            "_base_ adds both; for mmseg, its data sets' and runtime's _base_ files do."
+        )
+    if cfg.default_scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head'):
+        raise UserError(
+            f'--tta: {cfg.filename} has a mask head, and mmdet merges boxes alone. Leave --tta '
+            'out, or drop the mask head: --cfg-options model.roi_head.mask_head=None '
+            'test_evaluator.metric=bbox'
+        )
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = dict(cfg.tta_model, module=cfg.model)
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -1,0 +1,173 @@
+"""Data that is missing is told before anything is built, with all that helps."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from mmfocal.engine import MissingDataError, UserError, check_data, load_config
+
+ROOT = Path(__file__).parents[1]
+COCO = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json')
+
+
+def make_coco(folder):
+    """Empty files and folders, named as COCO's."""
+    for name in COCO:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{}')
+    for name in ('train2017', 'val2017'):
+        (folder / name).mkdir()
+
+
+def message(cfg, *splits):
+    with pytest.raises(MissingDataError) as error:
+        check_data(cfg, splits or ('train', 'val'))
+    return str(error.value)
+
+
+def test_message_says_what_where_how_and_what_else(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = message(load_config('focal_maskrcnn_1x'))
+    for name in (*COCO, 'train2017', 'val2017'):
+        assert f'  {tmp_path}/data/coco/{name}\n' in text
+    assert 'train2017.zip' in text and 'cocodataset.org' in text
+    example = re.search(r'python tools/train\.py (\S+)', text)[1]
+    check_data(load_config(example))  # needs no data
+
+
+def test_options_of_the_message_work(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    make_coco(tmp_path / 'elsewhere')
+    text = message(load_config('focal_maskrcnn_1x'))
+    options = dict(re.findall(r'(\S+)=(FOLDER\S*)', text))
+    options = {key: value.replace('FOLDER', 'elsewhere') for key, value in options.items()}
+    cfg = load_config('focal_maskrcnn_1x', options)
+    check_data(cfg)
+    assert cfg.val_evaluator.ann_file == f'elsewhere/{COCO[1]}'
+
+
+def test_present_data_passes_and_only_missing_parts_are_told(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    make_coco(tmp_path / 'data/coco')
+    cfg = load_config('focal_maskrcnn_1x')
+    check_data(cfg, ('train', 'val', 'test'))
+    (tmp_path / 'data/coco/val2017').rmdir()
+    text = message(cfg)
+    assert f'{tmp_path}/data/coco/val2017' in text and 'train_dataloader' not in text
+    check_data(cfg, ('train',))
+
+
+def dataset(**kwargs):
+    return dict(type='CocoDataset', ann_file='a.json', data_prefix=dict(img='images'), **kwargs)
+
+
+@pytest.mark.parametrize(
+    'wrap, key',
+    [
+        (lambda d: dict(type='RepeatDataset', times=2, dataset=d), 'dataset'),
+        (lambda d: dict(type='ConcatDataset', datasets=[dataset(data_root='.'), d]), 'datasets.1'),
+        (
+            lambda d: dict(
+                type='ClassBalancedDataset', dataset=dict(type='ConcatDataset', datasets=[d])
+            ),
+            'dataset.datasets.0',
+        ),
+    ],
+)
+def test_wrapped_data_sets_are_found(monkeypatch, tmp_path, wrap, key):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.json').write_text('{}')
+    (tmp_path / 'images').mkdir()
+    text = message(Config(dict(train_dataloader=dict(dataset=wrap(dataset(data_root='gone'))))))
+    assert f'{tmp_path}/gone/a.json' in text and f'{tmp_path}/gone/images' in text
+    assert f'train_dataloader.dataset.{key}.data_root=FOLDER' in text
+
+
+def test_what_draws_itself_or_lies_elsewhere_is_not_looked_for():
+    shapes = dict(type='mmfocal.datasets.coco_shapes.ShapesDataset', ann_file='gone.json')
+    for each in (shapes, dataset(backend_args=dict(backend='petrel')), dict(type='Random')):
+        check_data(Config(dict(train_dataloader=dict(dataset=each), val_dataloader=None)))
+
+
+def test_lists_of_evaluators_follow_their_data(tmp_path):
+    cfg = Config(
+        dict(
+            test_dataloader=dict(dataset=dataset(data_root=str(tmp_path / 'gone'))),
+            test_evaluator=[dict(type='VOCMetric'), dict(type='CocoMetric', ann_file='x.json')],
+        )
+    )
+    assert 'test_evaluator.1.ann_file=FOLDER/a.json' in message(cfg, 'test')
+
+
+def test_segmentation_data_is_checked_and_named(tmp_path):
+    prefix = dict(img_path='images/training', seg_map_path='annotations/training')
+    loader = dict(dataset=dict(type='ADE20KDataset', data_root=str(tmp_path), data_prefix=prefix))
+    text = message(Config(dict(train_dataloader=loader)))
+    assert f'{tmp_path}/annotations/training' in text and 'ADEChallengeData2016.zip' in text
+
+
+@pytest.mark.parametrize(
+    'name', ['configs/mmdet/focal_maskrcnn_1x.py', 'focal_maskrcnn_1x.py', 'focal_maskrcnn_1x']
+)
+def test_configs_are_found_from_anywhere(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(name, {'train_cfg.max_epochs': 1})
+    assert Path(cfg.filename) == ROOT / 'configs/mmdet/focal_maskrcnn_1x.py'
+    assert cfg.train_cfg.max_epochs == 1
+
+
+def test_configs_of_the_current_folder_come_first(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'focal_maskrcnn_1x.py').write_text('mine = True')
+    assert load_config('focal_maskrcnn_1x.py').mine
+
+
+def test_configs_that_do_not_load_are_told(tmp_path):
+    (tmp_path / 'broken.py').write_text("_base_ = 'gone.py'")
+    with pytest.raises(UserError, match=r'broken\.py does not load: .*gone\.py'):
+        load_config(tmp_path / 'broken.py')
+
+
+def test_missing_data_is_told_before_pytorch_is_imported(tmp_path):
+    code = (
+        'import runpy, sys\n'
+        f'sys.path.insert(0, {str(ROOT / "tools")!r})\n'
+        'sys.argv = ["train.py", "focal_maskrcnn_1x"]\n'
+        'try:\n'
+        f'    runpy.run_path({str(ROOT / "tools/train.py")!r}, run_name="__main__")\n'
+        'except SystemExit as stop:\n'
+        '    sys.exit(stop.code if "torch" not in sys.modules else 3)\n'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.lstrip().startswith('The data of this config is not there.')
+
+
+def test_configs_may_use_the_package(tmp_path):
+    """Also while tools import it in part only."""
+    (tmp_path / 'mine.py').write_text('import mmfocal\nversion = mmfocal.__version__')
+    code = (
+        'from _startup import light_imports\n'
+        'with light_imports():\n'
+        '    from mmfocal.engine import load_config\n'
+        '    cfg = load_config("mine.py")\n'
+        'import mmfocal, mmfocal.engine\n'
+        'assert cfg.version == mmfocal.__version__\n'
+        'from mmengine.registry import MODELS\n'
+        'assert MODELS.get("FocalTransformer") is mmfocal.FocalTransformer\n'
+    )
+    result = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT / 'tools')},
+    )
+    assert result.returncode == 0, result.stderr
