@@ -7,13 +7,19 @@ TESTS ?= tests
 .PHONY: help env demo test lint doctor clean
 
 help:
-	@echo "make demo     train a small detector on drawn shapes, with pictures (minutes, no GPU needed)"
+	@echo "make demo     train a small detector on drawn shapes, with pictures; needs no GPU"
 	@echo "make test     lint and the whole test suite; TESTS='tests/test_geometry.py ...' for a part"
 	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit"
 	@echo "make env      the environment alone; each of the above makes it first"
 	@echo "make lint     ruff, as in make test"
 	@echo "make clean    remove environments and caches of this checkout"
-	@echo "STACK=onedl for the OneDL forks; PYTHON=..., TORCH_INDEX_URL=... see requirements/install.sh"
+	@echo
+	@echo "STACK=onedl          the OneDL forks, in .venv-onedl"
+	@echo "PYTHON=python3.11    interpreter of a new environment (3.10, 3.11 or 3.12)"
+	@echo "TORCH_INDEX_URL=...  where to find PyTorch, such as its index of CPU builds: without a GPU"
+	@echo "                     that saves gigabytes"
+	@echo "WHEELS=...           folders that hold an mmcv wheel; else it is compiled once and kept in"
+	@echo "                     MMFOCAL_CACHE (~/.cache/mmfocal)"
 
 env:
 	@requirements/install.sh $(STACK) $(VENV)
@@ -21,7 +27,7 @@ env:
 demo: env
 	@$(PY) tools/demo.py
 
-test: env lint
+test: lint
 	@$(PY) -m pytest $(TESTS)
 
 lint: env

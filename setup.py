@@ -6,27 +6,38 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r"'(.+)'", (ROOT / 'mmfocal/version.py').read_text()).group(1)
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding='utf-8')
+
+
+def pins(path: str) -> list[str]:
+    """Requirements of a file, without comments and options."""
+    lines = (line.partition('#')[0].strip() for line in read(path).splitlines())
+    return [line for line in lines if line and not line.startswith('-')]
+
+
+official = {pin.partition('==')[0]: pin for pin in pins('requirements/official.txt')}
+engine = [official['mmengine'], official['mmcv'], 'setuptools<81']
 
 setup(
     name='mmfocal',
-    version=VERSION,
+    version=re.search(r"'(.+)'", read('mmfocal/version.py')).group(1),
     description='Focal Transformer for MMDetection 3.x and MMSegmentation 1.x',
-    long_description=(ROOT / 'README.md').read_text(),
+    long_description=read('README.md'),
     long_description_content_type='text/markdown',
     license='MIT',
     packages=find_packages(include=['mmfocal', 'mmfocal.*']),
     python_requires='>=3.10,<3.13',
     # torch and one of two stacks with the same import names: which one is the user's choice.
-    install_requires=['torch>=2.1', 'numpy', 'opencv-python', 'pycocotools', 'matplotlib'],
+    install_requires=['torch>=2.6', 'numpy', 'opencv-python', 'pycocotools', 'matplotlib'],
     extras_require={
-        'official': ['mmcv==2.1.0', 'mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2'],
-        'onedl': [
-            'onedl-mmcv==2.3.6',
-            'onedl-mmengine==0.10.12',
-            'onedl-mmdetection==3.5.1',
-            'onedl-mmsegmentation==1.4.2',
-        ],
+        'mmdet': [*engine, official['mmdet']],
+        'mmseg': [*engine, official['mmsegmentation'], official['ftfy'], official['regex']],
+        'onedl': pins('requirements/onedl.txt'),
+        'triton': ['triton>=3.0'],
         'safetensors': ['safetensors'],
+        'dev': pins('requirements/dev.txt'),
     },
 )

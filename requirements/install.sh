@@ -1,95 +1,146 @@
 #!/usr/bin/env bash
-# Makes the environment of one stack, or completes it: install.sh official|onedl ENV_FOLDER
+# Makes the environment of one stack, or completes it: install.sh official|onedl FOLDER
 #
-# PYTHON            interpreter to build on (python3)
+# PYTHON            interpreter to build on; else the environment's own, else one that fits
 # TORCH_INDEX_URL   where pip looks for torch, such as PyTorch's own index of CPU builds
-# PIP_FIND_LINKS    folders with wheels, looked into before anything is built
-# MMFOCAL_CACHE     keeps the mmcv wheel that was built here (~/.cache/mmfocal)
+# PIP_FIND_LINKS    folders with wheels, separated by spaces: mmcv is not compiled if one fits
+# WHEELS            the same, for mmcv alone
+# MMFOCAL_CACHE     keeps the mmcv wheels that were compiled here (~/.cache/mmfocal)
 set -euo pipefail
 
 stack=$1 env=$2
-python=${PYTHON:-python3}
-here=$(cd "$(dirname "$0")" && pwd)
-cd "$here/.."
+cd "$(dirname "$0")/.."
 
 say() { printf '== %s\n' "$*"; }
-fail() { printf 'mmfocal: %s\n' "$*" >&2; exit 1; }
+fail() {
+  printf 'mmfocal: %s\n' "$*" >&2
+  exit 1
+}
 
-case $stack in
-  official) mmcv=mmcv==2.1.0 wheel=mmcv-2.1.0 ;;
-  onedl) mmcv=onedl-mmcv==2.3.6 wheel=onedl_mmcv-2.3.6 ;;
-  *) fail "STACK must be 'official' or 'onedl', got '$stack'." ;;
-esac
+[ -f "requirements/$stack.txt" ] && grep -q 'mmcv==' "requirements/$stack.txt" \
+  || fail "STACK must be official or onedl, not '$stack'."
+mmcv=$(sed -n 's/^\([a-z-]*mmcv==[0-9.]*\).*/\1/p' "requirements/$stack.txt")
 
-command -v "$python" >/dev/null || fail "'$python' was not found. Run: make PYTHON=/path/to/python3.11 ..."
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-case $version in
-  3.10 | 3.11 | 3.12) ;;
-  *) fail "Python 3.10, 3.11 or 3.12 is needed, '$python' is $version. Run: make PYTHON=/path/to/python3.11 ..." ;;
-esac
+# The interpreter.
+python_version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
+supported() { case $1 in 3.10 | 3.11 | 3.12) ;; *) return 1 ;; esac }
+
+env_version=$(python_version "$env/bin/python")
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+  for python in "$env/bin/python" python3 python3.12 python3.11 python3.10 python3; do
+    supported "$(python_version "$python")" && break
+  done
+fi
+version=$(python_version "$python")
+supported "$version" || fail "Python 3.10, 3.11 or 3.12 is needed, and '$python' is" \
+  "${version:-not there}. Run: make PYTHON=/path/to/python3.11 ..."
 
 stamp=$env/.mmfocal-installed
-state=$(cat requirements/*.txt requirements/install.sh setup.py | cksum; echo "$stack $version")
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$state" ]; then
-  exit 0
-fi
+state="$stack $version $(cat requirements/* setup.py | cksum)"
+[ "$version" = "$env_version" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$state" ] && exit
 
-"$python" -c 'import venv, ensurepip' 2>/dev/null \
-  || fail "Python's venv module is missing. Run: apt-get install python$version-venv (or your system's package)"
+# What has to be there is looked for before anything is downloaded.
+package_hint() { printf "Run: sudo apt-get install %s (or your system's counterpart)" "$1"; }
+
+"$python" -c 'import ensurepip, venv' 2>/dev/null \
+  || fail "Python's venv module is missing. $(package_hint "python$version-venv")"
 
 cache=${MMFOCAL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmfocal}
 tag=cp${version/./}
-wheels=$cache/wheels/$tag-$(sed -n 's/==/-/p' requirements/torch.txt)
-
-# A wheel that fits, kept from an earlier build or given by the user; else a compiler is needed.
-find_wheel() {
-  local folder
-  for folder in "$wheels" ${PIP_FIND_LINKS:-}; do
-    compgen -G "$folder/$wheel-$tag-*.whl" >/dev/null && { echo "$folder"; return; }
+mmcv_wheels() { # Wheels of this mmcv for this Python and machine in the given folders, one a line.
+  local folder name=${mmcv//-/_}
+  for folder in "$@"; do
+    compgen -G "${folder#file://}/${name/==/-}-$tag-*$(uname -m).whl" || true
   done
 }
-if [ -z "$(find_wheel)" ]; then
+has_gpu() { [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && nvidia-smi -L >/dev/null 2>&1; }
+require_compiler() {
   command -v "${CXX:-c++}" >/dev/null \
-    || fail "mmcv's operators are compiled here, and there is no C++ compiler. Run: apt-get install g++ (or your system's package)"
-  "$python" -c 'import os, sysconfig as s; exit(not os.path.exists(s.get_path("include") + "/Python.h"))' \
-    || fail "mmcv's operators are compiled here, and Python.h is missing. Run: apt-get install python$version-dev (or your system's package)"
-fi
-
-if [ ! -x "$env/bin/python" ]; then
-  say "Creating $env with Python $version"
-  "$python" -m venv "$env"
-fi
-pip() { "$env/bin/python" -m pip --disable-pip-version-check "$@"; }
-
-say "Installing PyTorch (without GPU, set TORCH_INDEX_URL to PyTorch's index of CPU builds: it is much smaller)"
-pip install -q ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} -r requirements/torch.txt
-pip install -q -r requirements/build.txt
-
-if "$env/bin/python" -W ignore -c "
-import importlib.metadata as m, mmcv.ops
-name, version = '$mmcv'.split('==')
-assert m.version(name) == version" 2>/dev/null; then
-  say "Keeping the mmcv that is installed"
-else
-  folder=$(find_wheel)
-  if [ -z "$folder" ]; then
-    mkdir -p "$wheels"
-    log=$cache/build-$stack.log
-    say "Compiling mmcv: about 9 minutes on 2 cores, once. Follow it in $log"
-    MMCV_WITH_OPS=1 MAX_JOBS=$(nproc 2>/dev/null || echo 2) \
-      "$env/bin/python" -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps \
-      --no-cache-dir -w "$wheels" "$mmcv" >"$log" 2>&1 \
-      || { tail -n 30 "$log" >&2; fail "mmcv could not be compiled; the whole log is $log"; }
-    folder=$wheels
+    || fail "mmcv has to be compiled, and there is no C++ compiler. $(package_hint g++)"
+  "$python" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' \
+    2>/dev/null \
+    || fail "mmcv has to be compiled, and Python.h is missing. $(package_hint "python$version-dev")"
+  if has_gpu && ! command -v "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" nvcc >/dev/null; then
+    fail "mmcv has to be compiled for the GPU, and CUDA's compiler nvcc is missing. Run: install" \
+      "the CUDA toolkit and set CUDA_HOME, or do without the GPU: CUDA_VISIBLE_DEVICES= make ..."
   fi
-  say "Installing mmcv from $folder"
-  pip install -q --no-deps --force-reinstall "$folder"/$wheel-$tag-*.whl
-fi
+}
+# shellcheck disable=SC2086  # lists of folders
+[ -n "$(mmcv_wheels "$cache"/wheels/* ${WHEELS:-} ${PIP_FIND_LINKS:-})" ] || require_compiler
 
-say "Installing the $stack stack, the tools for development and mmfocal itself"
-pip install -q -r "requirements/$stack.txt" -r requirements/dev.txt
-pip install -q --no-build-isolation --no-deps -e .
-"$env/bin/python" -W ignore -c 'import mmcv.ops' \
-  || fail "mmcv's operators do not load with this PyTorch. Remove $env and $wheels, then run the same command again."
+# The environment.
+if [ -e "$env/pyvenv.cfg" ] && [ "$version" != "$env_version" ]; then
+  say "Removing $env, which has Python ${env_version:-that is gone}"
+  rm -rf "$env"
+fi
+mkdir -p "$env"
+log=$(cd "$env" && pwd)/install.log
+rm -f "$stamp" "$log"
+
+step() { # TEXT COMMAND...: says TEXT, runs COMMAND, shows the end of its output if it fails.
+  say "$1"
+  shift
+  "$@" >>"$log" 2>&1 || {
+    tail -n 30 "$log" >&2
+    fail "This step failed, see above. The whole log is $log"
+  }
+}
+pip() { "$env/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
+
+[ -x "$env/bin/python" ] || step "Creating $env with Python $version" "$python" -m venv "$env"
+
+note=''
+has_gpu || [ -n "${TORCH_INDEX_URL:-}" ] \
+  || note=' (there is no GPU: see TORCH_INDEX_URL in `make help` for a much smaller build)'
+step "Installing PyTorch$note" \
+  pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} -r requirements/torch.txt
+step "Installing what builds need" pip install -r requirements/build.txt
+
+# mmcv: a wheel that is there, else one that is compiled, once for each Python and PyTorch.
+torch_build=$("$env/bin/python" -W ignore -c '
+import torch
+print(torch.__version__ + ("-gpu" if torch.cuda.is_available() else ""))')
+own_wheels=$cache/wheels/$tag-$torch_build
+# shellcheck disable=SC2086
+wheels=$(mmcv_wheels "$own_wheels" ${WHEELS:-} ${PIP_FIND_LINKS:-})
+compiled=''
+
+install_next_mmcv() { # The next wheel of the list; when it is used up, one that is compiled.
+  local wheel
+  if [ -z "$wheels" ]; then
+    [ -z "$compiled" ] || fail "$(mmcv_problem)"
+    require_compiler
+    mkdir -p "$own_wheels"
+    step "Compiling mmcv: about 10 minutes on 2 cores, once. To watch: tail -f $log" \
+      env MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
+      "$env/bin/python" -m pip wheel -v --no-build-isolation --no-deps --no-cache-dir \
+      --no-binary :all: -w "$own_wheels" "$mmcv"
+    compiled=yes
+    wheels=$(mmcv_wheels "$own_wheels")
+  fi
+  wheel=${wheels%%$'\n'*}
+  wheels=$(tail -n +2 <<<"$wheels")
+  step "Installing mmcv from $wheel" pip install --no-deps --force-reinstall "$wheel"
+}
+mmcv_version() {
+  "$env/bin/python" -c "from importlib.metadata import version; print(version('${mmcv%==*}'))"
+}
+mmcv_problem() { # Why the installed mmcv does not work with this PyTorch; nothing if it does.
+  "$env/bin/python" -W ignore -c '
+import runpy
+print(runpy.run_path("mmfocal/compat.py")["mmcv_ops_problem"]() or "")' \
+    || echo "mmcv's compiled operators crash Python."
+}
+
+[ "$(mmcv_version 2>/dev/null)" = "${mmcv#*==}" ] || install_next_mmcv
+step "Installing the $stack stack and the tools of development" \
+  pip install --no-build-isolation -r "requirements/$stack.txt" -r requirements/dev.txt
+step "Linking mmfocal into $env" pip install --no-build-isolation --no-deps -e .
+while [ -n "$(mmcv_problem)" ]; do
+  say "The mmcv in $env does not work with this PyTorch"
+  install_next_mmcv
+done
+
 printf '%s\n' "$state" >"$stamp"
-say "The environment is ready: $env"
+say "Ready: $env"

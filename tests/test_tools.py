@@ -213,7 +213,7 @@ def test_missing_data_is_told_without_a_trace(monkeypatch, capsys, tmp_path):
     [
         ('train.py', ['focal_maskrcn_3x.py'], 'configs/mmdet/focal_maskrcnn_3x.py'),
         ('train.py', ['focal_maskrcnn_shapes', '--resume', 'no.pth'], 'there is no file no.pth'),
-        ('train.py', ['focal_maskrcnn_shapes', '--resume'], 'there is no checkpoint in'),
+        ('train.py', ['focal_maskrcnn_shapes', '--resume', '--work-dir', '.'], '--resume FILE'),
         ('train.py', ['focal_maskrcnn_shapes', '--auto-scale-lr'], 'base_batch_size'),
         (
             'train.py',
@@ -232,6 +232,7 @@ def test_wrong_arguments_are_told_without_a_trace(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MMFOCAL_CACHE', str(tmp_path))
     monkeypatch.setattr('mmfocal.datasets.shapes.NUM_IMAGES', dict(train=1, val=1))
+    (tmp_path / 'old.pth').touch()  # of a run whose last_checkpoint was lost
     assert expected in fails(monkeypatch, capsys, tool, *args)
 
 

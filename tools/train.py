@@ -59,10 +59,10 @@ def main() -> None:
     from mmfocal.engine import install_safe_loading, settings
 
     settings.set_work_dir(cfg, args.work_dir)
-    settings.set_resume(cfg, args.resume)
     if args.auto_scale_lr:
         settings.set_auto_scale_lr(cfg)
-    if (note := settings.set_precision(cfg, args.amp)) and is_first_process():
+    notes = [settings.set_resume(cfg, args.resume), settings.set_precision(cfg, args.amp)]
+    for note in filter(None, notes if is_first_process() else []):
         print(note)
     settings.set_launcher(cfg, args.launcher)
     settings.set_seed(cfg, args.seed)

@@ -96,23 +96,30 @@ def set_precision(cfg: Config, amp: bool) -> str | None:
     return None
 
 
-def set_resume(cfg: Config, resume: str | None) -> None:
+def set_resume(cfg: Config, resume: str | None) -> str | None:
     """``'auto'`` goes on from the newest checkpoint of the work folder, a path from that file.
 
+    A work folder without any checkpoint starts a new run, so that a job on a cluster may always be
+    given ``--resume``.
+
+    Returns:
+        A note for the user, or None.
+
     Raises:
-        UserError: there is no such checkpoint. mmengine would train from the start, over the
-            files of the run that was to be resumed.
+        UserError: the file is not there, or the folder holds checkpoints, but not the file that
+            names the newest. mmengine would train from the start, over those files.
     """
     if resume is None:
-        return
+        return None
     if resume == 'auto':
         # mmengine leaves the name in a file of the work folder.
         checkpoint = find_latest_checkpoint(cfg.work_dir)
         if checkpoint is None:
+            if not list(Path(cfg.work_dir).glob('*.pth')):
+                return f'--resume: {cfg.work_dir} holds no checkpoint yet; this is a new run.'
             raise UserError(
-                f'--resume: there is no checkpoint in {os.path.abspath(cfg.work_dir)}. Give the '
-                'path of one, name its folder by --work-dir, or leave --resume out to train from '
-                'the start.'
+                f'--resume: {os.path.abspath(cfg.work_dir)} holds checkpoints, but no file '
+                'last_checkpoint that names the newest. Give the path of one: --resume FILE.'
             )
     else:
         checkpoint = resume
@@ -124,6 +131,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         )
     cfg.resume = True
     cfg.load_from = checkpoint
+    return None
 
 
 def set_auto_scale_lr(cfg: Config) -> None:

@@ -1,0 +1,312 @@
+"""The doctor and the checks that it shares with `import mmfocal`, here and in broken environments.
+
+Broken environments have stand-ins for what is installed: for the metadata alone where versions
+are compared; for modules too, in processes of their own, where something is run.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mmfocal import compat
+
+ROOT = Path(__file__).parents[1]
+OFFICIAL = {
+    'torch': '2.13.0+cpu',
+    'mmengine': '0.10.7',
+    'mmcv': '2.1.0',
+    'mmdet': '3.3.0',
+    'mmsegmentation': '1.2.2',
+}
+ONEDL = {
+    'torch': '2.13.0',
+    'onedl-mmengine': '0.10.12',
+    'onedl-mmcv': '2.3.6',
+    'onedl-mmdetection': '3.5.1',
+    'onedl-mmsegmentation': '1.4.2',
+}
+
+# Python runs this first. Versions of None and the named modules are not there.
+SITECUSTOMIZE = """
+import importlib.metadata
+from importlib.machinery import PathFinder
+
+versions, modules = {versions!r}, {modules!r}
+real_version, real_find_spec = importlib.metadata.version, PathFinder.find_spec
+
+def version(name):
+    found = versions[name] if name in versions else real_version(name)
+    if found is None:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found
+
+def find_spec(name, path=None, target=None):
+    return None if name in modules else real_find_spec(name, path, target)
+
+importlib.metadata.version = version
+PathFinder.find_spec = find_spec
+"""
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Makes ``compat`` see these versions by distribution, and nothing else."""
+
+    def set_versions(versions, pkg_resources=True):
+        def version(name):
+            if name not in versions:
+                raise PackageNotFoundError(name)
+            return versions[name]
+
+        monkeypatch.setattr(compat, 'version', version)
+        util = SimpleNamespace(find_spec=lambda name: object() if pkg_resources else None)
+        library = SimpleNamespace(util=util, import_module=importlib.import_module)
+        monkeypatch.setattr(compat, 'importlib', library)
+
+    return set_versions
+
+
+@pytest.fixture
+def run_broken(tmp_path):
+    """Runs Python where versions, by distribution, and modules are replaced or not there."""
+
+    def run(arguments, versions=(), modules=(), stand_ins=()):
+        code = SITECUSTOMIZE.format(versions=dict(versions), modules=list(modules))
+        for name, text in {'sitecustomize': code, **dict(stand_ins)}.items():
+            (tmp_path / f'{name}.py').write_text(text)
+        path = os.pathsep.join([str(tmp_path), str(ROOT)])
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': path},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+@pytest.fixture
+def doctor(run_broken):
+    """Status and report of the doctor, which has to write nothing else."""
+
+    def run(**broken):
+        result = run_broken([ROOT / 'tools/doctor.py'], **broken)
+        assert result.stderr == '' and 'Traceback' not in result.stdout
+        return result.returncode, result.stdout
+
+    return run
+
+
+def distribution(name):
+    return compat.stack_requirements()[name].distribution
+
+
+# The report.
+
+
+def test_here_training_would_work(doctor):
+    status, report = doctor()
+    assert status == 0, report
+    assert 'Everything fits: training will work.' in report
+    for line in ('Python', 'torch', 'GPU', 'mmcv operators', 'mmfocal', 'Cache', 'Triton'):
+        assert any(found.startswith(line) for found in report.splitlines()), line
+    assert f'Stack                {compat.detect_stack()}' in report
+
+
+def test_without_torch(doctor):
+    status, report = doctor(versions={'torch': None}, modules=['torch'])
+    assert status == 1
+    assert 'torch is not installed, 2.6 or newer' in report
+    assert f'-m pip install torch=={compat.TORCH.tested}' in report
+
+
+def test_without_anything(doctor):
+    names = [p.distribution for packages in compat.STACKS.values() for p in packages.values()]
+    modules = ['torch', 'mmcv', 'mmengine', 'mmdet', 'mmseg', 'numpy', 'cv2', 'pkg_resources']
+    status, report = doctor(versions=dict.fromkeys(['torch', *names]), modules=modules)
+    assert status == 1
+    assert 'Stack                none' in report
+    for name in ('torch', 'mmengine', 'mmcv', 'mmdet'):
+        assert f'- {name} is not installed' in report
+
+
+def test_mmcv_without_operators(doctor):
+    status, report = doctor(modules=['mmcv._ext'])
+    assert status == 1
+    assert 'mmcv lacks its operators, or has them for another PyTorch' in report
+    assert '--force-reinstall --no-deps --no-build-isolation' in report
+    assert f'{distribution("mmcv")}=={compat.stack_requirements()["mmcv"].tested}' in report
+
+
+def test_package_that_its_dependents_forgot(doctor):
+    status, report = doctor(modules=['pycocotools'])
+    assert status == 1
+    assert 'mmdet.models imports pycocotools, which is not installed.' in report
+    assert '-m pip install pycocotools' in report
+
+
+def test_crash_of_python(doctor):
+    status, report = doctor(stand_ins={'torch': 'import os; os.abort()'})
+    assert status == 1
+    assert 'GPU: Python crashes (exit code -6).' in report
+    assert f'--force-reinstall --no-deps torch=={compat.TORCH.tested}' in report
+
+
+def test_only_one_family_is_needed(doctor):
+    status, report = doctor(versions={distribution('mmseg'): None}, modules=['mmseg'])
+    assert status == 0, report
+    assert f'For configs of mmseg, run: {sys.executable} -m pip install' in report
+
+
+def test_import_ends_in_the_sentence_of_the_doctor(run_broken, doctor):
+    versions = {distribution('mmcv'): '2.9.0'}
+    result = run_broken(['-c', 'import mmfocal'], versions=versions)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    prefix = 'ImportError: mmfocal cannot be used here: '
+    assert last.startswith(f'{prefix}{distribution("mmcv")} 2.9.0 does not fit')
+    text, command = last.removeprefix(prefix).split(' Run: ')
+    assert f'- {text}\n  Run: {command}\n' in doctor(versions=versions)[1]
+
+
+# Versions.
+
+
+@pytest.mark.parametrize('versions, stack', [(OFFICIAL, 'official'), (ONEDL, 'onedl')])
+def test_tested_versions_fit(install, versions, stack):
+    # OneDL's forks do without pkg_resources.
+    install(versions, pkg_resources=stack == 'official')
+    assert compat.detect_stack() == stack
+    assert compat.find_problems(('mmengine', 'mmcv', 'mmdet', 'mmseg')) == []
+    compat.check_versions()
+
+
+@pytest.mark.parametrize(
+    'changes, text, command',
+    [
+        ({'torch': '2.5.1'}, 'torch 2.5.1 does not fit, 2.6 or newer', 'install torch==2.13.0'),
+        ({'mmcv': '2.2.0'}, 'mmcv 2.2.0 does not fit, 2.1.0 or newer, below 2.2.0', 'mmcv==2.1.0'),
+        ({'mmcv': None}, 'mmcv is not installed', 'install --no-build-isolation mmcv==2.1.0'),
+        ({'mmengine': None}, 'mmengine is not installed', 'install mmengine==0.10.7'),
+        ({'mmdet': '2.28.0'}, 'mmdet 2.28.0 does not fit', 'install mmdet==3.3.0'),
+    ],
+)
+def test_version_that_does_not_fit(install, changes, text, command):
+    versions = {name: version for name, version in (OFFICIAL | changes).items() if version}
+    install(versions)
+    (problem,) = compat.find_problems()
+    assert text in problem.text and problem.command.endswith(command)
+    with pytest.raises(ImportError) as error:
+        compat.check_versions()
+    assert str(error.value).endswith(f'Run: {problem.command}')
+
+
+def test_setuptools_without_pkg_resources(install):
+    install({**OFFICIAL, 'setuptools': '84.0.0'}, pkg_resources=False)
+    (problem,) = compat.find_problems()
+    assert 'pkg_resources' in problem.text and '84.0.0 is installed' in problem.text
+    assert problem.command.endswith("-m pip install 'setuptools<81'")
+
+
+@pytest.mark.parametrize('version, fits', [((3, 9, 18), False), ((3, 10, 0), True)])
+def test_python(install, monkeypatch, version, fits):
+    install(OFFICIAL)
+    monkeypatch.setattr(sys, 'version_info', (*version, 'final', 0))
+    problems = compat.find_problems()
+    assert (problems == []) == fits
+    if not fits:
+        assert 'Python 3.9.18 is used, 3.10 or newer, below 3.13 is needed.' in problems[0].text
+
+
+def test_families_are_needed_on_request_only(install):
+    install({name: version for name, version in OFFICIAL.items() if name != 'mmdet'})
+    assert compat.find_problems() == []
+    (problem,) = compat.find_problems((*compat.CORE, 'mmdet'))
+    assert problem.text.startswith('mmdet is not installed')
+
+
+@pytest.mark.parametrize(
+    'base, stray, text, repair',
+    [
+        (
+            OFFICIAL,
+            {'onedl-mmcv': '2.3.6'},
+            'onedl-mmcv and packages of the official',
+            'mmcv==2.1.0',
+        ),
+        (ONEDL, {'mmdet': '3.3.0'}, 'mmdet and packages of the onedl', 'onedl-mmdetection==3.5.1'),
+    ],
+)
+def test_two_stacks_in_one_environment(install, base, stray, text, repair):
+    install(base | stray)
+    (problem,) = compat.find_problems()
+    assert text in problem.text
+    removal, installation = problem.command.split(' && ')
+    assert removal.endswith(f'-m pip uninstall -y {next(iter(stray))}')
+    assert '--force-reinstall --no-deps' in installation and installation.endswith(f' {repair}')
+
+
+def test_without_a_stack(install):
+    install({'torch': '2.13.0'})
+    assert compat.detect_stack() is None
+    assert [problem.text.split()[0] for problem in compat.find_problems()] == list(compat.CORE)
+
+
+@pytest.mark.parametrize(
+    'found, fits',
+    [
+        ('2.1', True),
+        ('2.1.0', True),
+        ('2.1.7+cu130', True),
+        ('2.10', True),
+        ('2.0.99', False),
+        ('2.12rc1', False),
+        ('3.0.0', False),
+        ('unknown', False),
+    ],
+)
+def test_version_windows(found, fits):
+    assert compat.Requirement('package', '2.1.0', '2.12', '2.1.0').accepts(found) == fits
+
+
+# Imports that fail.
+
+
+def failing_import(broken, error):
+    def import_module(name):
+        if name == broken:
+            raise error
+
+    return import_module
+
+
+def test_opencv_without_desktop_libraries(install, monkeypatch):
+    install(OFFICIAL)
+    error = ImportError('libGL.so.1: cannot open shared object file: No such file or directory')
+    monkeypatch.setattr(compat.importlib, 'import_module', failing_import('mmcv', error))
+    problem = compat.import_problem('mmcv')
+    assert 'OpenCV' in problem.text and 'libGL.so.1' in problem.text
+    assert problem.command.endswith('opencv-python-headless')
+
+
+def test_operators_for_another_torch(install, monkeypatch):
+    install(OFFICIAL)
+    error = ImportError('/lib/mmcv/_ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN')
+    monkeypatch.setattr(compat.importlib, 'import_module', failing_import('mmcv.ops', error))
+    with pytest.raises(ImportError, match=r'undefined symbol.*another PyTorch.*mmcv==2'):
+        compat.require_mmcv_ops()
+
+
+def test_operators_without_cuda_beside_a_gpu(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
+    problem = compat.mmcv_ops_problem()
+    assert problem.text == 'There is a GPU, and mmcv was built without CUDA.'
+    assert problem.command.startswith('FORCE_CUDA=1 ')
