@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,11 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
+
+# Threads of OpenMP that wait by spinning take the cores from the data loader and from whoever else
+# is on the machine: training was five times slower with one other process on two cores. Read when
+# PyTorch is imported.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 # Third parties' own business, repeated by every process that imports them.
 for message in ('pkg_resources is deprecated', r'`?torch\.jit'):

@@ -39,7 +39,7 @@ def main() -> int:
     print(f'2/4  Training {CONFIG}, from scratch')
     started = time.monotonic()
     status = run(
-        'train.py', CONFIG, '--work-dir', work_dir, log=work_dir / 'train.log', follow=progress
+        'train.py', CONFIG, '--work-dir', work_dir, log=work_dir / 'train.log', follow=Progress()
     )
     if status:
         return status
@@ -104,20 +104,25 @@ def run(tool: str, *args: object, log: Path, follow=lambda line: None) -> int:
     return process.returncode
 
 
-def progress(line: str) -> None:
-    """Shows how far training is, from a line of its log."""
-    if match := TRAINING.search(line):
-        done, total, eta, loss = match.groups()
-        done, total = int(done), int(total)
-        bar = '#' * (30 * done // total)
-        text = f'     [{bar:30}] {done}/{total}  loss {float(loss):.2f}  time left {eta}'
-        if sys.stdout.isatty():
-            live(text)
-        elif done % (total // 10) == 0:
-            print(text, flush=True)
-    elif match := EVALUATION.search(line):
-        live('')
-        print(f'     held-out pictures: box mAP {match[1]}, mask mAP {match[2]}', flush=True)
+class Progress:
+    """Shows how far training is, from the lines of its log."""
+
+    def __init__(self) -> None:
+        self.tenths = 0
+
+    def __call__(self, line: str) -> None:
+        if match := TRAINING.search(line):
+            done, total = int(match[1]), int(match[2])
+            bar = '#' * (30 * done // total)
+            text = f'     [{bar:30}] {done}/{total}  loss {match[4]}  time left {match[3]}'
+            if sys.stdout.isatty():
+                live(text)
+            elif 10 * done // total > self.tenths:
+                self.tenths = 10 * done // total
+                print(text, flush=True)
+        elif match := EVALUATION.search(line):
+            live('')
+            print(f'     held-out pictures: box mAP {match[1]}, mask mAP {match[2]}', flush=True)
 
 
 def live(text: str) -> None:

@@ -44,6 +44,7 @@ model = dict(
             fc_out_channels=256,
             norm_cfg=norm_cfg,
             num_classes=num_classes,
+            reg_class_agnostic=True,
         ),
         mask_roi_extractor=dict(
             out_channels=width, finest_scale=20, roi_layer=dict(sampling_ratio=1)
@@ -53,18 +54,19 @@ model = dict(
             conv_out_channels=width,
             num_convs=2,
             num_classes=num_classes,
+            class_agnostic=True,
             norm_cfg=norm_cfg,
         ),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=128)),
         rpn_proposal=dict(nms_pre=300, max_per_img=100),
-        rcnn=dict(sampler=dict(num=48)),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5)),
     ),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=50)),
 )
 
-max_iters = 1300
+max_iters = 1050
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
