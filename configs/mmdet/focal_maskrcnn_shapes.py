@@ -66,8 +66,8 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=50)),
 )
 
-max_iters = 1050
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 3)
+max_iters = 850
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -88,7 +88,7 @@ param_scheduler = [
     ),
 ]
 default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=max_iters // 3, max_keep_ckpts=2),
+    checkpoint=dict(by_epoch=False, interval=max_iters // 2, max_keep_ckpts=2),
     logger=dict(interval=25),
 )
 log_processor = dict(by_epoch=False)
