@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def draw_detections(
     Returns:
         The figure; the caller saves and closes it.
     """
-    truth = COCO(str(ann_file))
+    with redirect_stdout(None):  # pycocotools tells how long it took
+        truth = COCO(str(ann_file))
     names = {category['id']: category['name'] for category in truth.dataset['categories']}
     detections = defaultdict(list)
     for detection in json.loads(Path(detections_file).read_text()):
