@@ -29,13 +29,15 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
     """Everything that a run logged, over all its starts.
 
     Every start of a run writes ``TIME/vis_data/scalars.json`` of its own. Where a later start
-    repeats steps, because it resumed from an earlier checkpoint, its values count.
+    repeats steps, because it resumed from an earlier checkpoint, its values count. Metrics are
+    logged under the number of the epoch, which an iteration-based run does not have; they get the
+    iteration that training had reached.
 
     Args:
         work_dir: the run's work folder.
 
     Returns:
-        Rows of the log in the order of their ``step``.
+        Rows of the log in the order of their ``step``, an iteration in all of them.
 
     Raises:
         FileNotFoundError: the folder holds no log.
@@ -45,11 +47,14 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
         raise FileNotFoundError(f'{work_dir} holds no log of a run (*/vis_data/scalars.json)')
     rows: list[dict[str, float]] = []
     for log in logs:
-        later = [json.loads(line) for line in log.read_text().splitlines()]
+        later, step = [], None
+        for row in map(json.loads, log.read_text().splitlines()):
+            step = row['step'] if 'loss' in row else step
+            if step is not None:
+                later.append({**row, 'step': step})
         if later:
-            first = min(row['step'] for row in later)
-            rows = [row for row in rows if row['step'] < first] + later
-    return sorted(rows, key=lambda row: row['step'])
+            rows = [row for row in rows if row['step'] < later[0]['step']] + later
+    return rows
 
 
 def draw_curves(work_dir: str | Path) -> Figure:
@@ -74,7 +79,10 @@ def draw_curves(work_dir: str | Path) -> Figure:
     for name, colour in zip(losses, COLOURS, strict=False):
         _curve(panels['loss'], training, name, name.replace('_', ' '), colour)
     panels['loss'].set(ylabel='loss', yscale='log')
-    panels['loss'].legend(fontsize=8, frameon=False, ncols=2)
+    # Room for the legend above the curves.
+    low, high = panels['loss'].get_ylim()
+    panels['loss'].set_ylim(low, high * (high / low) ** 0.4)
+    panels['loss'].legend(fontsize=8, frameon=False, ncols=2, loc='upper right')
 
     _curve(panels['lr'], training, 'lr', 'learning rate', COLOURS[0])
     panels['lr'].set(ylabel='learning\nrate', xlabel='iteration')
