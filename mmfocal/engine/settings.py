@@ -12,7 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
-from mmfocal.compat import require_mmcv_ops
+from mmfocal.compat import CORE, check_versions, require_mmcv_ops
 
 from .errors import UserError
 from .safe_loading import load_checkpoint_file
@@ -179,9 +179,12 @@ def build_runner(cfg: Config) -> Runner:
     """The runner of a complete config, with the modules that it asks for imported.
 
     Raises:
-        UserError: mmcv's operators are missing, or a custom import fails.
+        UserError: mmcv's operators or the config's own family, mmdet or mmseg, are missing, or a
+            custom import fails.
     """
+    families = {'mmdet', 'mmseg'} & {cfg.get('default_scope')}
     try:
+        check_versions((*CORE, *families))
         require_mmcv_ops()
         if 'custom_imports' in cfg:
             import_modules_from_strings(**cfg.custom_imports)
