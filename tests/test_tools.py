@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmfocal.engine import load_checkpoint_file
+
 ROOT = Path(__file__).parents[1]
 
 DETECTOR = """
@@ -119,7 +121,7 @@ def detector(folder):
 
 def test_training_writes_checkpoint_metrics_and_seed(detector):
     _, work_dir = detector
-    checkpoint = torch.load(work_dir / 'iter_2.pth', weights_only=False)  # our own file
+    checkpoint = load_checkpoint_file(work_dir / 'iter_2.pth')
     assert checkpoint['meta']['iter'] == 2
     dumped = (work_dir / 'detector.py').read_text()
     assert f'randomness = dict(seed={checkpoint["meta"]["seed"]})' in dumped
@@ -140,9 +142,7 @@ def test_training_goes_on_where_it_stopped(detector):
         cwd=work_dir.parent,
     )
     assert 'iter_2.pth' in output and (work_dir / 'iter_4.pth').is_file()
-    seeds = {
-        torch.load(path, weights_only=False)['meta']['seed'] for path in work_dir.glob('*.pth')
-    }
+    seeds = {load_checkpoint_file(path)['meta']['seed'] for path in work_dir.glob('*.pth')}
     assert len(seeds) == 1
     assert f'randomness = dict(seed={seeds.pop()})' in (work_dir / 'detector.py').read_text()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -49,6 +50,22 @@ def light_imports() -> Iterator[None]:
     finally:
         if sys.modules['mmfocal'] is light:
             del sys.modules['mmfocal']
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Options that training and testing share."""
+    from mmengine.config import DictAction
+
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change values of the config: a.b=1 c.0.d="[(1, 2)]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch's old launcher gives one of the two, torchrun sets the environment itself.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def check_installation() -> None:

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from _startup import check_installation, light_imports
+from _startup import add_common_options, check_installation, light_imports
 
 check_installation()
 with light_imports():
@@ -11,8 +11,6 @@ with light_imports():
 
 
 def parse_args() -> argparse.Namespace:
-    from mmengine.config import DictAction
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path, or name of a config of this repository')
     parser.add_argument('checkpoint', help='path or URL')
@@ -30,16 +28,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="test-time augmentation, by the config's tta_model and tta_pipeline",
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='change values of the config: a.b=1 c.0.d="[(1, 2)]"',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    # torch's old launcher gives one of the two, torchrun sets the environment itself.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    add_common_options(parser)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args

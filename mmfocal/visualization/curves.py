@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 
+from .colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-COLOURS = ('#000000', '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#56B4E9')
+COLOURS = (BLACK, BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
 # Metrics worth a curve, of mmdet's and mmseg's evaluators, with their names in the legend.
 METRICS = {
     'coco/bbox_mAP': 'box mAP',

@@ -15,12 +15,13 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from pycocotools.coco import COCO
 
+from .colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, by class.
-COLOURS = ('#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442')
+COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW)  # by class
 
 
 def draw_detections(

@@ -10,13 +10,14 @@ from matplotlib.patches import Patch, Rectangle
 
 from mmfocal.geometry import FocalGeometry, FocalKeys
 
+from .colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION, YELLOW
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-WINDOW_COLOUR, RING_COLOUR, TWICE_COLOUR = '#0072B2', '#E69F00', '#D55E00'
-LEVEL_COLOURS = ('#009E73', '#CC79A7', '#F0E442')
+WINDOW_COLOUR, RING_COLOUR, TWICE_COLOUR = BLUE, ORANGE, VERMILION
+LEVEL_COLOURS = (GREEN, PURPLE, YELLOW)
 
 
 def draw_keys(
