@@ -3,6 +3,8 @@ STACK ?= official
 VENV := $(if $(filter official,$(STACK)),.venv,.venv-$(STACK))
 PY := $(VENV)/bin/python
 TESTS ?= tests
+# Threads that wait by spinning starve whatever else is on the machine, as in tools/_startup.py.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help env demo test lint doctor clean
 
