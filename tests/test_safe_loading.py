@@ -372,7 +372,7 @@ def test_wrong_hash_of_a_download_is_told(site):
 
 def test_safetensors_load(tmp_path, run):
     safetensors = pytest.importorskip('safetensors.torch')
-    weights = torch.load(run / 'epoch_2.pth', weights_only=False)['state_dict']
+    weights = load_checkpoint_file(run / 'epoch_2.pth')['state_dict']
     path = tmp_path / 'net.safetensors'
     safetensors.save_file(dict(weights), path)
     loaded = load_checkpoint_file(path)
