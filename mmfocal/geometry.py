@@ -8,14 +8,17 @@ A map of tokens is padded at its bottom and right to whole windows and cut into 
 * ``ring``: fine tokens up to ``expand_size`` tokens around the window,
 * ``level1``, ``level2``, ...: cells of maps that pool one window into ``1, 4, 16, ...`` cells.
 
-:class:`FocalGeometry` holds the settings, :class:`FocalKeys` the tables that they give for one map
-size. Nothing here has parameters or knows about channels, heads or attention.
+:class:`FocalGeometry` holds the settings, :class:`FocalKeys` what they come to for one map size,
+and :class:`KeyTables` writes that out. Nothing here has parameters or knows about channels, heads
+or attention.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,21 +26,16 @@ from torch import Tensor
 BORDERS = ('wrap', 'mask')
 
 # Tables kept at once, over all settings, map sizes and devices. The four stages of one image of
-# 800x1344 pixels take 8 MB, so this bounds the cache at about 130 MB in multi-scale training.
+# 800x1344 pixels take 12 MB with the lists of readers, so this bounds the cache at about 200 MB in
+# multi-scale training.
 MAX_CACHED_TABLES = 64
 
 
 @dataclass(frozen=True)
-class FocalKeys:
-    """Keys of every window of one map size.
-
-    The token axis that ``index`` points into is the padded map in row-major order, followed by
-    the pooled maps of level 1, 2, ... in row-major order.
+class KeyTables:
+    """The keys of :class:`FocalKeys`, written out on one device.
 
     Attributes:
-        map_size: height and width of the map in tokens, without padding.
-        padded_size: height and width of the padded map in tokens.
-        pooled_sizes: height and width of each pooled map in cells, one pair per pooled level.
         queries: int64 ``(nW, Wh * Ww)``, position of each query on the token axis. Every token of
             the padded map is a query of exactly one window.
         index: int64 ``(nW, N)``, position of each key on the token axis; 0 where not valid. The
@@ -48,38 +46,15 @@ class FocalKeys:
             regions are those of the first ``Wh * Ww`` keys). None where all keys are of region 0.
         inverse: int64 ``(nW * Wh * Ww,)``, where each token of the padded map stands among the
             flattened ``queries``: ``queries.flatten()[inverse]`` counts up from 0.
-        sources: slice of the key axis that each source takes, in the order of the keys:
-            ``window``, ``ring`` if there is one, ``level1``, ``level2``, ...
+        num_tokens: length of the token axis.
     """
 
-    map_size: tuple[int, int]
-    padded_size: tuple[int, int]
-    pooled_sizes: tuple[tuple[int, int], ...]
     queries: Tensor
     index: Tensor
     valid: Tensor
     region: Tensor | None
     inverse: Tensor
-    sources: dict[str, slice]
-
-    @property
-    def num_windows(self) -> int:
-        return self.index.shape[0]
-
-    @property
-    def num_keys(self) -> int:
-        return self.index.shape[1]
-
-    @property
-    def num_queries(self) -> int:
-        """Queries per window."""
-        return self.queries.shape[1]
-
-    @property
-    def num_tokens(self) -> int:
-        """Length of the token axis: padded map and pooled maps together."""
-        sizes = (self.padded_size, *self.pooled_sizes)
-        return sum(height * width for height, width in sizes)
+    num_tokens: int
 
     def allowed(self, windows: Tensor | slice = slice(None)) -> Tensor:
         """Which query may see which key, in all windows or those at ``windows``.
@@ -92,8 +67,124 @@ class FocalKeys:
         if self.region is None:
             return allowed
         region = self.region[windows]
-        key_region, query_region = region[:, None, :], region[:, : self.num_queries, None]
+        num_queries = self.queries.shape[1]
+        key_region, query_region = region[:, None, :], region[:, :num_queries, None]
         return allowed & ((key_region == 0) | (key_region == query_region))
+
+    @cached_property
+    def all_allowed(self) -> list[bool]:
+        """For each window, whether all its queries may see all its keys."""
+        return self.allowed().flatten(1).all(dim=1).tolist()
+
+    @cached_property
+    def any_keyless(self) -> bool:
+        """Whether there is a query that may see no key."""
+        return not self.allowed().any(dim=-1).all().item()
+
+    @cached_property
+    def num_valid(self) -> int:
+        """Positions of ``index`` that are valid."""
+        return int(self.valid.sum())
+
+    @cached_property
+    def readers(self) -> tuple[Tensor, Tensor]:
+        """Which windows list each token: ``index`` the other way round.
+
+        Gradients of keys and values are summed along it, in this order, without atomics.
+
+        Returns:
+            ``entries`` int32 ``(nW * N,)`` and ``offsets`` int32 ``(num_tokens + 1,)``: token
+            ``t`` stands at the flat positions ``entries[offsets[t]:offsets[t + 1]]`` of
+            ``index``, in ascending order. Positions that are not valid are at the end of
+            ``entries``, behind ``offsets[-1]``.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            tokens = self.index.masked_fill(~self.valid, self.num_tokens).flatten()
+            tokens, entries = tokens.sort(stable=True)
+            counted = torch.arange(self.num_tokens + 1, device=tokens.device)
+            return entries.int(), torch.searchsorted(tokens, counted, out_int32=True)
+
+
+@dataclass(frozen=True)
+class FocalKeys:
+    """Keys of every window of one map: sizes at once, tables when asked for.
+
+    The token axis is the padded map in row-major order, followed by the pooled maps of level 1, 2,
+    ... in row-major order. Cheap to make, hashable, and without tensors, so that it can be made
+    inside a compiled graph.
+
+    Attributes:
+        geometry: settings of the attention.
+        map_size: height and width of the map in tokens, without padding.
+    """
+
+    geometry: FocalGeometry
+    map_size: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        height, width = self.map_size
+        return self.geometry.num_windows(height), self.geometry.num_windows(width)
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """Height and width of the padded map in tokens."""
+        rows, cols = self.grid
+        return rows * self.geometry.window_size, cols * self.geometry.window_size
+
+    @property
+    def pooled_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of each pooled map in cells, one pair per pooled level."""
+        rows, cols = self.grid
+        levels = range(1, self.geometry.focal_level)
+        cells = [self.geometry.cells_per_window(level) for level in levels]
+        return tuple((rows * along, cols * along) for along in cells)
+
+    @property
+    def num_windows(self) -> int:
+        rows, cols = self.grid
+        return rows * cols
+
+    @property
+    def num_queries(self) -> int:
+        """Queries per window."""
+        return self.geometry.window_size**2
+
+    @property
+    def num_keys(self) -> int:
+        """Keys per window."""
+        return self.geometry.num_keys
+
+    @property
+    def num_map_tokens(self) -> int:
+        """Tokens of the padded map."""
+        return self.num_windows * self.num_queries
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the token axis: padded map and pooled maps together."""
+        cells = (
+            self.geometry.cells_per_window(i) ** 2 for i in range(1, self.geometry.focal_level)
+        )
+        return self.num_map_tokens + self.num_windows * sum(cells)
+
+    def tables(self, device: torch.device | str = 'cpu') -> KeyTables:
+        """The tables on ``device``, from a bounded cache.
+
+        Under ``torch.compile`` and ``torch.export`` they are computed in the graph, so that they
+        follow symbolic sizes.
+        """
+        if torch.compiler.is_compiling():
+            return _make_tables(self, device)
+        return _cached_tables(self, str(device))
+
+
+class _Ring(NamedTuple):
+    """Positions of the ring, each with its columns in the authors' order of listings."""
+
+    once: dict[tuple[int, int], list[int]]
+    twice: dict[tuple[int, int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +197,9 @@ class FocalGeometry:
 
     * It is made of four copies of the window, moved by ``expand_size`` tokens along the four
       diagonals, without the tokens of the window itself. Where two copies overlap, positions are
-      listed twice: 12 of the 120 positions for a window of 7 and a ring of 3, hence 132 ring keys.
+      listed twice: 12 of the 120 positions for a window of 7 and a ring of 3. Two keys that are
+      the same token weigh like one whose bias is the log-sum-exp of theirs, so that a position is
+      one key here, and :meth:`ring_listings` says where the authors list it.
     * It wraps round the border of the padded map to the opposite side.
     * Tokens that pad the map to whole windows are keys like any other.
 
@@ -122,7 +215,7 @@ class FocalGeometry:
         border: ``'wrap'`` as above, or ``'mask'``: only real tokens are keys, so that ring
             positions outside the map, padding, and pooled cells of nothing but padding are not
             seen, and the ring, like the window, does not look across the seam of a shifted map.
-            Positions stay listed twice, so weights fit both.
+            Weights fit both.
 
     Raises:
         ValueError: a setting out of range; the message names it.
@@ -188,49 +281,69 @@ class FocalGeometry:
         """Side in cells of the pooled region that a window sees at ``level``."""
         return self.focal_window - 1 + self.cells_per_window(level)
 
-    def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Size in tokens of a ``height x width`` map padded to whole windows."""
-        window = self.window_size
-        return -(-height // window) * window, -(-width // window) * window
+    def num_windows(self, side: int) -> int:
+        """Windows along a side of a map of ``side`` tokens, with the last one filled up."""
+        # Rounded up without negative numbers, which torch.compile does not divide as symbols.
+        return (side + self.window_size - 1) // self.window_size
 
-    def pooled_size(self, level: int, height: int, width: int) -> tuple[int, int]:
-        """Size in cells of the map pooled at ``level`` from a ``height x width`` map."""
-        cells, (height, width) = self.cells_per_window(level), self.padded_size(height, width)
-        return height // self.window_size * cells, width // self.window_size * cells
-
-    def trim(self, level: int, padded_side: int) -> int:
-        """Tokens cut off the start of a padded side before pooling at ``level``.
+    def trim(self, level: int, num_windows: int) -> int:
+        """Tokens cut off the start of a side of ``num_windows`` before pooling at ``level``.
 
         Sub-windows of a window that ``2 ** (level - 1)`` does not divide leave tokens over; the
         authors' code pools the centre of the map.
         """
-        pooled = padded_side // self.window_size * self.cells_per_window(level)
-        return (padded_side - pooled * self.sub_window_size(level)) // 2
+        left_over = self.window_size - self.cells_per_window(level) * self.sub_window_size(level)
+        return num_windows * left_over // 2
 
     def ring_offsets(self) -> Tensor:
         """Positions of the ring's tokens relative to the window's first token.
 
         Returns:
             int64 ``(R, 2)``: rows and columns, from ``-expand_size`` to
-            ``window_size + expand_size - 1``, copy by copy in the order of the authors' position
-            bias: moved towards bottom right, bottom left, top right, top left.
+            ``window_size + expand_size - 1``. First those that the authors list once, then those
+            that they list twice.
         """
-        copies = [torch.empty(0, 2, dtype=torch.int64)]
-        if self.expand_size > 0:
-            window = _grid(self.window_size)
-            for row in (self.expand_size, -self.expand_size):
-                for col in (self.expand_size, -self.expand_size):
-                    moved = window + torch.tensor([row, col])
-                    inside = ((moved >= 0) & (moved < self.window_size)).all(dim=1)
-                    copies.append(moved[~inside])
-        return torch.cat(copies)
+        positions = [*self._ring.once, *self._ring.twice]
+        return torch.tensor(positions, dtype=torch.int64).view(-1, 2)
+
+    def ring_listings(self) -> tuple[list[int], list[int], list[int]]:
+        """Where the authors' position bias of the ring has the positions of :meth:`ring_offsets`.
+
+        Returns:
+            Columns of the positions that are listed once, then the first and the second columns of
+            those that are listed twice.
+        """
+        twice = self._ring.twice.values()
+        once = [column for (column,) in self._ring.once.values()]
+        return once, [first for first, _ in twice], [second for _, second in twice]
+
+    @cached_property
+    def _ring(self) -> _Ring:
+        inside = range(self.window_size)
+        columns: dict[tuple[int, int], list[int]] = {}
+        column = 0
+        # The copies that are moved towards bottom right, bottom left, top right, top left.
+        for down in (self.expand_size, -self.expand_size):
+            for right in (self.expand_size, -self.expand_size):
+                for row, col in product(inside, inside):
+                    if row + down not in inside or col + right not in inside:
+                        columns.setdefault((row + down, col + right), []).append(column)
+                        column += 1
+        return _Ring(
+            once={position: at for position, at in columns.items() if len(at) == 1},
+            twice={position: at for position, at in columns.items() if len(at) == 2},
+        )
+
+    @property
+    def num_keys(self) -> int:
+        """Keys per window."""
+        return [*self.sources().values()][-1].stop
 
     def sources(self) -> dict[str, slice]:
         """Slice of the key axis for each source of keys, in order."""
-        ring = self.ring_offsets().shape[0]
         counts = {'window': self.window_size**2}
-        if ring:
-            counts['ring'] = ring
+        if self.expand_size > 0:
+            counts['ring'] = len(self._ring.once) + len(self._ring.twice)
         for level in range(1, self.focal_level):
             counts[f'level{level}'] = self.region_size(level) ** 2
         slices, start = {}, 0
@@ -239,20 +352,15 @@ class FocalGeometry:
             start += count
         return slices
 
-    def keys(self, height: int, width: int, device: torch.device | str = 'cpu') -> FocalKeys:
-        """Tables for a map of ``height x width`` tokens on ``device``, from a bounded cache.
-
-        Under ``torch.compile`` and ``torch.export`` the tables are computed in the graph, so that
-        they follow symbolic sizes.
+    def keys(self, height: int, width: int) -> FocalKeys:
+        """Keys of every window of a map of ``height x width`` tokens.
 
         Raises:
             ValueError: the map has no token.
         """
-        if torch.compiler.is_compiling():
-            return _make_keys(self, height, width, device)
         if height < 1 or width < 1:
             raise ValueError(f'a map needs at least 1x1 tokens, got {height}x{width}')
-        return _cached_keys(self, height, width, str(device))
+        return FocalKeys(self, (height, width))
 
 
 def _grid(height: int, width: int | None = None, device: torch.device | str = 'cpu') -> Tensor:
@@ -263,23 +371,22 @@ def _grid(height: int, width: int | None = None, device: torch.device | str = 'c
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)
-def _cached_keys(geometry: FocalGeometry, height: int, width: int, device: str) -> FocalKeys:
+def _cached_tables(keys: FocalKeys, device: str) -> KeyTables:
     # A table made under inference_mode could never be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
-        return _make_keys(geometry, height, width, device)
+        return _make_tables(keys, device)
 
 
-def _make_keys(
-    geometry: FocalGeometry, height: int, width: int, device: torch.device | str
-) -> FocalKeys:
+def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
+    geometry = keys.geometry
     window, shift = geometry.window_size, geometry.shift_size
-    padded_height, padded_width = geometry.padded_size(height, width)
-    padded = torch.tensor([padded_height, padded_width], device=device)
-    size = torch.tensor([height, width], device=device)
+    padded_width = keys.padded_size[1]
+    padded = torch.tensor(keys.padded_size, device=device)
+    size = torch.tensor(keys.map_size, device=device)
     masking = geometry.border == 'mask'
 
     # Positions are (row, col) on the moved grid of windows; `place` is where that is on the map.
-    windows = _grid(padded_height // window, padded_width // window, device)
+    windows = _grid(*keys.grid, device)
     own = _grid(window, device=device)
     offsets = torch.cat([own, geometry.ring_offsets().to(device)])
     position = windows[:, None] * window + offsets
@@ -299,10 +406,8 @@ def _make_keys(
         if not masking:
             region[:, window**2 :] = 0
 
-    pooled_sizes = []
-    start = padded_height * padded_width
-    for level in range(1, geometry.focal_level):
-        pooled_height, pooled_width = geometry.pooled_size(level, height, width)
+    start = keys.num_map_tokens
+    for level, (pooled_height, pooled_width) in enumerate(keys.pooled_sizes, start=1):
         pooled = torch.tensor([pooled_height, pooled_width], device=device)
         reach = geometry.focal_window // 2
         cells = _grid(geometry.region_size(level), device=device) - reach
@@ -311,14 +416,12 @@ def _make_keys(
         position = position.clamp(min=torch.zeros_like(pooled), max=pooled - 1)
         index.append(start + position[..., 0] * pooled_width + position[..., 1])
         if masking:
-            rows = _holds_token(geometry, level, height, padded_height, device)
-            cols = _holds_token(geometry, level, width, padded_width, device)
+            rows, cols = (_holds_token(geometry, level, side, device) for side in keys.map_size)
             inside = torch.stack(
                 [inside[..., 0] & rows[position[..., 0]], inside[..., 1] & cols[position[..., 1]]],
                 dim=-1,
             )
         valid.append(inside.all(dim=-1))
-        pooled_sizes.append((pooled_height, pooled_width))
         start = start + pooled_height * pooled_width
 
     valid = torch.cat(valid, dim=1)
@@ -330,29 +433,20 @@ def _make_keys(
     inverse = torch.empty_like(order).scatter_(
         0, order, torch.arange(order.shape[0], device=device)
     )
-    return FocalKeys(
-        map_size=(height, width),
-        padded_size=(padded_height, padded_width),
-        pooled_sizes=tuple(pooled_sizes),
-        queries=queries,
-        index=index,
-        valid=valid,
-        region=region,
-        inverse=inverse,
-        sources=geometry.sources(),
-    )
+    return KeyTables(queries, index, valid, region, inverse, keys.num_tokens)
 
 
 def _holds_token(
-    geometry: FocalGeometry, level: int, side: int, padded_side: int, device: torch.device | str
+    geometry: FocalGeometry, level: int, side: int, device: torch.device | str
 ) -> Tensor:
     """Whether each row (or column) of cells at ``level`` pools any token that is no padding.
 
     Returns:
-        bool, one entry per row of cells along a side of ``side`` tokens, ``padded_side`` padded.
+        bool, one entry per row of cells along a side of ``side`` tokens.
     """
-    sub_window, trim = geometry.sub_window_size(level), geometry.trim(level, padded_side)
-    cells = padded_side // geometry.window_size * geometry.cells_per_window(level)
-    tokens = torch.arange(cells * sub_window, device=device) + trim
-    real = (tokens + geometry.shift_size) % padded_side < side
-    return real.view(cells, sub_window).any(dim=1)
+    num_windows = geometry.num_windows(side)
+    cells, sub_window = geometry.cells_per_window(level), geometry.sub_window_size(level)
+    tokens = torch.arange(num_windows * cells * sub_window, device=device)
+    place = tokens + geometry.trim(level, num_windows) + geometry.shift_size
+    real = place % (num_windows * geometry.window_size) < side
+    return real.view(-1, sub_window).any(dim=1)

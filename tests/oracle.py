@@ -7,6 +7,18 @@ where mmfocal computes positions. It imports nothing from mmfocal.
 import numpy as np
 
 
+def ring_as_authors_list_it(window, expand):
+    """Four copies of the window, moved along the diagonals; what lies on the window is cut."""
+    listed = []
+    for down, right in ((1, 1), (1, -1), (-1, 1), (-1, -1)) if expand else ():
+        for row in range(window):
+            for col in range(window):
+                at = (row + down * expand, col + right * expand)
+                if not (0 <= at[0] < window and 0 <= at[1] < window):
+                    listed.append(at)
+    return listed
+
+
 def keys_of_windows(
     height, width, window, expand=0, shift=0, level=1, focal_window=1, border='wrap'
 ):
@@ -44,22 +56,19 @@ def keys_of_windows(
                     queries.append((name, region))
                     hidden = border == 'mask' and not real(name)
                     keys.append(None if hidden else (name, region if shift else 0))
-            # Four copies of the map, rolled along the diagonals; what lies on the window is cut.
-            for down, right in ((1, 1), (1, -1), (-1, 1), (-1, -1)) if expand else ():
-                for row in range(window):
-                    for col in range(window):
-                        at = (row + down * expand, col + right * expand)
-                        if 0 <= at[0] < window and 0 <= at[1] < window:
-                            continue
-                        place = (top + at[0], left + at[1])
-                        wrapped = (place[0] % padded_height, place[1] % padded_width)
-                        name = names[wrapped]
-                        if border == 'wrap':
-                            keys.append((name, 0))
-                        elif place != wrapped or not real(name):
-                            keys.append(None)
-                        else:
-                            keys.append((name, regions[wrapped] if shift else 0))
+            listed = ring_as_authors_list_it(window, expand)
+            once = [at for at in dict.fromkeys(listed) if listed.count(at) == 1]
+            twice = [at for at in dict.fromkeys(listed) if listed.count(at) == 2]
+            for at in once + twice:
+                place = (top + at[0], left + at[1])
+                wrapped = (place[0] % padded_height, place[1] % padded_width)
+                name = names[wrapped]
+                if border == 'wrap':
+                    keys.append((name, 0))
+                elif place != wrapped or not real(name):
+                    keys.append(None)
+                else:
+                    keys.append((name, regions[wrapped] if shift else 0))
             for pooled in range(1, level):
                 keys += _cells(
                     names,
@@ -97,14 +106,14 @@ def _cells(names, real, window_row, window_col, window, level, focal_window, bor
     return keys
 
 
-def attention(query, key, value, windows, rows, bias, scale):
+def attention(query, key, value, bias, windows, rows, scale):
     """Softmax attention query by query, key by key.
 
     Args:
         query, key, value: float64 arrays ``(B, L, nH, D)``.
+        bias: float64 ``(nH, queries per window, N)``.
         windows: of :func:`keys_of_windows`.
         rows: dict from a name to its row on the token axis.
-        bias: float64 ``(nH, queries per window, N)``.
 
     Returns:
         dict from (image, name of a query, head) to its output vector.

@@ -5,13 +5,28 @@ import oracle
 import pytest
 import torch
 from test_geometry import names_of_tokens
+from torch.library import opcheck
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmfocal.geometry import FocalGeometry
-from mmfocal.ops import available_backends, focal_attention
+from mmfocal.ops import attention as attention_module
+from mmfocal.ops import available_backends, focal_attention, why_not
 from mmfocal.ops import gather_sdpa as gather_sdpa_module
 
-BACKENDS = available_backends()
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+HEAD_DIM = 16
+# TRITON_INTERPRET=1 lets the kernels run on a CPU: test_triton.py runs this file so.
+BACKENDS = [
+    name for name in available_backends() if why_not(name, DEVICE, torch.float32, HEAD_DIM) is None
+]
+
+
+def finest(backend):
+    """The most precise dtype that a backend takes, and the error to allow."""
+    exact = why_not(backend, DEVICE, torch.float64, HEAD_DIM) is None
+    return (torch.float64, 1e-12) if exact else (torch.float32, 2e-5)
+
+
 GEOMETRIES = {
     'published': FocalGeometry(focal_window=3),
     'shift': FocalGeometry(window_size=4, expand_size=1, shift_size=2, focal_window=3),
@@ -26,8 +41,8 @@ GEOMETRIES = {
 }
 
 
-def random_case(geometry, size, batch=2, heads=3, dim=4, dtype=torch.float64, seed=0):
-    """Query, key, value as views of a packed tensor, keys and bias."""
+def random_case(geometry, size, batch=2, heads=3, dim=HEAD_DIM, dtype=torch.float64, seed=0):
+    """Packed queries, keys and values, the keys of each window, and the bias."""
     generator = torch.Generator().manual_seed(seed)
     keys = geometry.keys(*size)
     packed = torch.randn(
@@ -36,11 +51,12 @@ def random_case(geometry, size, batch=2, heads=3, dim=4, dtype=torch.float64, se
     bias = torch.randn(
         heads, keys.num_queries, keys.num_keys, generator=generator, dtype=torch.float64
     )
-    return packed.to(dtype).requires_grad_(), keys, bias.to(dtype).requires_grad_()
+    packed, bias = (t.to(DEVICE, dtype).requires_grad_() for t in (packed, bias))
+    return packed, keys, bias
 
 
 def run(packed, keys, bias, backend, **kwargs):
-    return focal_attention(*packed.unbind(2), keys, bias, backend=backend, **kwargs)
+    return focal_attention(packed, keys, bias, backend=backend, **kwargs)
 
 
 @pytest.fixture(autouse=True, params=['whole', 'chunks'])
@@ -55,8 +71,9 @@ def chunk_size(request, monkeypatch):
 @pytest.mark.parametrize('size', [(1, 1), (3, 11), (8, 9)])
 def test_outputs_are_the_oracles(backend, name, size):
     geometry = GEOMETRIES[name]
-    packed, keys, bias = random_case(geometry, size, heads=2)
-    out = run(packed, keys, bias, backend, scale=0.3).detach().numpy()
+    dtype, tolerance = finest(backend)
+    packed, keys, bias = random_case(geometry, size, heads=2, dtype=dtype)
+    out = run(packed, keys, bias, backend, scale=0.3).detach().cpu().numpy()
 
     windows = oracle.keys_of_windows(
         *size,
@@ -68,14 +85,14 @@ def test_outputs_are_the_oracles(backend, name, size):
         geometry.border,
     )
     rows = {name: row for row, name in enumerate(names_of_tokens(keys))}
-    arrays = (t.detach().numpy() for t in packed.unbind(2))
-    expected = oracle.attention(*arrays, windows, rows, bias.detach().numpy(), 0.3)
+    arrays = (t.detach().double().cpu().numpy() for t in (*packed.unbind(2), bias))
+    expected = oracle.attention(*arrays, windows=windows, rows=rows, scale=0.3)
     assert len(expected) == out.shape[0] * out.shape[1] * out.shape[2]
     for (image, name_, head), vector in expected.items():
-        np.testing.assert_allclose(out[image, rows[name_], head], vector, atol=1e-12)
+        np.testing.assert_allclose(out[image, rows[name_], head], vector, atol=tolerance)
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', [b for b in BACKENDS if finest(b)[0] == torch.float64])
 @pytest.mark.parametrize('name', GEOMETRIES)
 def test_gradients_are_those_of_finite_differences(backend, name):
     packed, keys, bias = random_case(GEOMETRIES[name], (2, 5), batch=1, heads=1, dim=2)
@@ -88,10 +105,14 @@ def test_gradients_are_those_of_finite_differences(backend, name):
 @pytest.mark.parametrize('name', GEOMETRIES)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 def test_lower_precision_follows_float64(backend, name, dtype):
+    if reason := why_not(backend, DEVICE, dtype, 16):
+        pytest.skip(f'{backend} declines: {reason}')
     exact, keys, exact_bias = random_case(GEOMETRIES[name], (9, 10), heads=5, dim=16)
     packed = exact.detach().to(dtype).requires_grad_()
     bias = exact_bias.detach().float().requires_grad_()  # as autocast hands it over
-    upstream = torch.randn(exact.shape[0], keys.inverse.shape[0], 5, 16, dtype=torch.float64)
+    upstream = torch.randn(exact.shape[0], keys.num_map_tokens, 5, 16, dtype=torch.float64).to(
+        DEVICE
+    )
 
     expected = run(exact, keys, exact_bias, 'reference')
     expected.backward(upstream)
@@ -107,15 +128,16 @@ def test_lower_precision_follows_float64(backend, name, dtype):
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('name', GEOMETRIES)
 def test_token_changes_only_windows_that_list_it(backend, name):
-    packed, keys, bias = random_case(GEOMETRIES[name], (9, 6), batch=1)
+    packed, keys, bias = random_case(GEOMETRIES[name], (9, 6), batch=1, dtype=finest(backend)[0])
+    tables = keys.tables(DEVICE)
     with torch.no_grad():
         before = run(packed, keys, bias, backend)
         for token in (0, 7, keys.num_tokens - 1):
             changed = packed.clone()
             changed[:, token, 1:] += 1  # key and value, not query
             after = run(changed, keys, bias, backend)
-            listed = ((keys.index == token)[:, None] & keys.allowed()).any(dim=-1)
-            listed = listed.expand(-1, keys.num_queries).flatten()[keys.inverse]
+            listed = ((tables.index == token)[:, None] & tables.allowed()).any(dim=-1)
+            listed = listed.expand(-1, keys.num_queries).flatten()[tables.inverse]
             differs = (after != before).flatten(2).any(dim=-1)[0]
             assert torch.equal(differs, listed)
 
@@ -123,18 +145,23 @@ def test_token_changes_only_windows_that_list_it(backend, name):
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('name', GEOMETRIES)
 def test_values_of_one_give_one(backend, name):
-    packed, keys, bias = random_case(GEOMETRIES[name], (5, 9))
-    values = torch.ones_like(packed[:, :, 2])
-    out = focal_attention(packed[:, :, 0], packed[:, :, 1], values, keys, bias, backend=backend)
-    sees_any = keys.allowed().any(dim=-1).expand(-1, keys.num_queries).flatten()[keys.inverse]
-    expected = sees_any[None, :, None, None].expand_as(out).double()
-    torch.testing.assert_close(out.detach(), expected)
+    dtype, tolerance = finest(backend)
+    packed, keys, bias = random_case(GEOMETRIES[name], (5, 9), dtype=dtype)
+    with torch.no_grad():
+        packed[:, :, 2] = 1
+    out = run(packed, keys, bias, backend)
+    tables = keys.tables(DEVICE)
+    sees_any = tables.allowed().any(dim=-1).expand(-1, keys.num_queries)
+    sees_any = sees_any.flatten()[tables.inverse]
+    expected = sees_any[None, :, None, None].expand_as(out).to(dtype)
+    torch.testing.assert_close(out.detach(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_queries_without_keys_give_zero_and_no_gradient(backend):
-    packed, keys, bias = random_case(GEOMETRIES['keyless'], (5, 9))
-    keyless = ~keys.allowed().any(dim=-1).flatten()[keys.inverse]
+    packed, keys, bias = random_case(GEOMETRIES['keyless'], (5, 9), dtype=finest(backend)[0])
+    tables = keys.tables(DEVICE)
+    keyless = ~tables.allowed().any(dim=-1).flatten()[tables.inverse]
     assert keyless.any()
     out = run(packed, keys, bias, backend)
     assert (out[:, keyless] == 0).all()
@@ -145,19 +172,118 @@ def test_queries_without_keys_give_zero_and_no_gradient(backend):
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_window_over_the_whole_map_is_plain_attention(backend):
     geometry = FocalGeometry(window_size=6, expand_size=0, focal_level=1)
-    packed, keys, bias = random_case(geometry, (6, 6))
+    dtype, tolerance = finest(backend)
+    packed, keys, bias = random_case(geometry, (6, 6), dtype=dtype)
     query, key, value = (t.transpose(1, 2) for t in packed.unbind(2))
     expected = scaled_dot_product_attention(query, key, value, bias[None]).transpose(1, 2)
-    torch.testing.assert_close(run(packed, keys, bias, backend), expected)
+    out = run(packed, keys, bias, backend)
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_gradient_of_expanded_output(backend):
-    packed, keys, bias = random_case(GEOMETRIES['published'], (4, 9))
+    dtype, tolerance = finest(backend)
+    packed, keys, bias = random_case(GEOMETRIES['published'], (4, 9), dtype=dtype)
     out = run(packed, keys, bias, backend)
     (from_sum,) = torch.autograd.grad(out.sum(), packed, retain_graph=True)
     (from_ones,) = torch.autograd.grad(out, packed, torch.ones_like(out))
-    torch.testing.assert_close(from_sum, from_ones)
+    torch.testing.assert_close(from_sum, from_ones, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('backend', [b for b in BACKENDS if b != 'reference'])
+@pytest.mark.parametrize('name', GEOMETRIES)
+def test_two_runs_are_equal_bit_for_bit(backend, name):
+    packed, keys, bias = random_case(GEOMETRIES[name], (8, 9), dtype=torch.float32)
+    upstream = torch.randn(2, keys.num_map_tokens, 3, HEAD_DIM, device=DEVICE)
+    runs = []
+    for _ in range(2):
+        out = run(packed, keys, bias, backend)
+        runs.append((out, *torch.autograd.grad(out, (packed, bias), upstream)))
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('needed', ['qkv', 'bias'])
+def test_gradient_of_one_argument_alone(backend, needed):
+    dtype, tolerance = finest(backend)
+    packed, keys, bias = random_case(GEOMETRIES['shift'], (5, 6), dtype=dtype)
+    expected = torch.autograd.grad(run(packed, keys, bias, backend).sum(), (packed, bias))
+    if needed == 'qkv':
+        out, wanted, expected = run(packed, keys, bias.detach(), backend), packed, expected[0]
+    else:
+        out, wanted, expected = run(packed.detach(), keys, bias, backend), bias, expected[1]
+    (grad,) = torch.autograd.grad(out.sum(), wanted)
+    torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_strided_tensors_are_read_as_they_are(backend):
+    dtype, tolerance = finest(backend)
+    packed, keys, bias = random_case(GEOMETRIES['published'], (4, 9), dtype=dtype)
+    out = run(packed, keys, bias, backend)
+    strided = torch.stack([packed.detach()] * 2, dim=-1)[..., 0].requires_grad_()
+    assert not strided.is_contiguous()
+    again = run(strided, keys, bias.detach().mT.contiguous().mT, backend)
+    torch.testing.assert_close(again, out, rtol=tolerance, atol=tolerance)
+    upstream = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, packed, upstream)
+    (grad,) = torch.autograd.grad(again, strided, upstream)
+    torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('backend', [b for b in BACKENDS if b != 'reference'])
+def test_fused_backends_are_differentiable_once(backend):
+    packed, keys, bias = random_case(GEOMETRIES['local'], (3, 4), dtype=torch.float32)
+    out = run(packed, keys, bias, backend)
+    (grad,) = torch.autograd.grad(out.square().sum(), packed, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"differentiable once; .*backend='reference'"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize('backend', [b for b in BACKENDS if b != 'reference'])
+@pytest.mark.parametrize('name', ['published', 'shift'])
+def test_registration_is_sound(backend, name):
+    packed, keys, bias = random_case(GEOMETRIES[name], (5, 6), dtype=torch.float32)
+    call = (*attention_module._as_numbers(keys), 0.25, backend)
+    opcheck(torch.ops.mmfocal.focal_attention, (packed, bias, *call))
+
+
+@pytest.mark.parametrize('backend', [b for b in BACKENDS if b != 'reference'])
+def test_autocast_casts_all_but_the_bias(backend):
+    lower = torch.float16 if DEVICE.type == 'cuda' or backend == 'triton' else torch.bfloat16
+    packed, keys, bias = random_case(GEOMETRIES['published'], (3, 4), dtype=torch.float32)
+    expected = run(packed.to(lower), keys, bias, backend)
+    with torch.autocast(DEVICE.type, dtype=lower):
+        out = run(packed, keys, bias, backend)
+        rounded = run(packed, keys, bias.to(lower), backend)
+    assert out.dtype == lower
+    assert torch.equal(out, expected) and not torch.equal(out, rounded)
+    out.sum().backward()
+    assert packed.grad.dtype == bias.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize('backend', [b for b in BACKENDS if b != 'reference'])
+def test_compiled_graph_holds_the_op_and_no_tables(backend):
+    geometry = GEOMETRIES['shift']
+
+    def attend(packed, bias, height, width):
+        return focal_attention(packed, geometry.keys(height, width), bias, backend=backend)
+
+    graphs = []
+
+    def record(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(attend, backend=record, fullgraph=True, dynamic=True)
+    for size in ((5, 6), (9, 14)):
+        packed, keys, bias = random_case(geometry, size, dtype=torch.float32)
+        out = compiled(packed, bias, *size)
+        assert torch.equal(out, run(packed, keys, bias, backend))
+    assert len(graphs) == 1
+    ops = [node.target for node in graphs[0].graph.nodes if node.op == 'call_function']
+    assert torch.ops.mmfocal.focal_attention in ops
+    assert not any('arange' in str(op) or 'index' in str(op) for op in ops)
 
 
 def test_dropout_keeps_the_mean_and_is_off_by_default():
@@ -180,13 +306,13 @@ def test_backend_that_cannot_run_says_why():
     'change, message',
     [
         (lambda p, b: (p[:, :-1], b), 'token axis must have'),
-        (lambda p, b: (p[:, :, :, :1], b), r'bias must be \(nH, Wh\*Ww, N\) = \(1, '),
+        (lambda p, b: (p[..., :1, :], b), r'bias must be \(nH, Wh\*Ww, N\) = \(1, '),
         (lambda p, b: (p, b[..., :-1]), r'bias must be \(nH, Wh\*Ww, N\)'),
-        (lambda p, b: (p[0], b), r'one shape \(B, L, nH, D\)'),
+        (lambda p, b: (p[:, :, 0], b), r'qkv must be \(B, L, 3, nH, D\)'),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change, message):
     packed, keys, bias = random_case(GEOMETRIES['published'], (3, 4))
     packed, bias = change(packed, bias)
     with pytest.raises(ValueError, match=message):
-        focal_attention(*packed.unbind(-3), keys, bias)
+        focal_attention(packed, keys, bias)

@@ -1,10 +1,12 @@
 """Which keys a window attends to."""
 
+from dataclasses import replace
+
 import oracle
 import pytest
 import torch
 
-from mmfocal.geometry import MAX_CACHED_TABLES, FocalGeometry, _cached_keys
+from mmfocal.geometry import MAX_CACHED_TABLES, FocalGeometry, _cached_tables
 
 SETTINGS = {
     'published': FocalGeometry(focal_window=7),
@@ -49,7 +51,11 @@ def assert_as_oracle(geometry, height, width):
     names = names_of_tokens(keys)
     assert len(names) == keys.num_tokens
     assert keys.num_windows == len(windows)
-    queries, index, allowed = keys.queries.tolist(), keys.index.tolist(), keys.allowed().tolist()
+    tables = keys.tables()
+    assert tables.num_tokens == keys.num_tokens
+    assert tables.index.shape == (keys.num_windows, keys.num_keys)
+    queries, index = tables.queries.tolist(), tables.index.tolist()
+    allowed = tables.allowed().tolist()
     for w, (expected_queries, expected_keys) in enumerate(windows):
         assert [names[row] for row in queries[w]] == [name for name, _ in expected_queries]
         assert keys.num_keys == len(expected_keys)
@@ -82,24 +88,61 @@ def test_keys_are_the_oracles_on_large_maps(height, width):
 @pytest.mark.parametrize('size', [(1, 1), (7, 7), (13, 20)])
 def test_every_token_is_a_query_once(name, size):
     keys = SETTINGS[name].keys(*size)
-    count = keys.padded_size[0] * keys.padded_size[1]
-    assert torch.equal(keys.queries.flatten().sort().values, torch.arange(count))
-    assert torch.equal(keys.queries.flatten()[keys.inverse], torch.arange(count))
+    queries, inverse = keys.tables().queries.flatten(), keys.tables().inverse
+    assert keys.num_map_tokens == keys.padded_size[0] * keys.padded_size[1]
+    assert torch.equal(queries.sort().values, torch.arange(keys.num_map_tokens))
+    assert torch.equal(queries[inverse], torch.arange(keys.num_map_tokens))
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('size', [(1, 1), (13, 20)])
+def test_readers_are_the_index_the_other_way_round(name, size):
+    tables = SETTINGS[name].keys(*size).tables()
+    entries, offsets = (t.tolist() for t in tables.readers)
+    assert sorted(entries) == list(range(tables.index.numel()))
+    assert offsets[0] == 0 and offsets[-1] == tables.num_valid
+    index, valid = tables.index.flatten().tolist(), tables.valid.flatten().tolist()
+    for token in range(tables.num_tokens):
+        readers = entries[offsets[token] : offsets[token + 1]]
+        assert readers == [i for i in sorted(readers) if valid[i] and index[i] == token]
+    assert not any(valid[i] for i in entries[offsets[-1] :])
+
+
+def test_what_windows_see_is_told_in_short():
+    open_, hidden = FocalGeometry(focal_level=1), FocalGeometry(focal_window=3)
+    assert all(open_.keys(9, 9).tables().all_allowed)
+    assert hidden.keys(21, 21).tables().all_allowed == [False] * 4 + [True] + [False] * 4
+    keyless = FocalGeometry(window_size=4, expand_size=0, shift_size=2, focal_level=1)
+    assert not keyless.keys(5, 9).tables().any_keyless
+    assert replace(keyless, border='mask').keys(5, 9).tables().any_keyless
 
 
 def test_authors_ring_lists_12_of_120_positions_twice():
-    offsets = FocalGeometry().ring_offsets()
-    unique, counts = offsets.unique(dim=0, return_counts=True)
-    assert (offsets.shape[0], unique.shape[0], int((counts == 2).sum())) == (132, 120, 12)
-    inside = ((unique >= 0) & (unique < 7)).all(dim=1)
+    geometry = FocalGeometry()
+    offsets = geometry.ring_offsets()
+    once, first, second = geometry.ring_listings()
+    assert (len(offsets), len(once), len(first), len(second)) == (120, 108, 12, 12)
+    assert len(offsets.unique(dim=0)) == 120
+    inside = ((offsets >= 0) & (offsets < 7)).all(dim=1)
     assert not inside.any()
-    assert unique.min() == -3 and unique.max() == 9
+    assert offsets.min() == -3 and offsets.max() == 9
+
+
+@pytest.mark.parametrize('window, expand', [(7, 3), (7, 1), (4, 2), (5, 5), (1, 1)])
+def test_listings_of_the_ring_are_the_authors(window, expand):
+    geometry = FocalGeometry(window_size=window, expand_size=expand, focal_level=1)
+    listed = oracle.ring_as_authors_list_it(window, expand)
+    offsets = [tuple(offset) for offset in geometry.ring_offsets().tolist()]
+    once, first, second = geometry.ring_listings()
+    assert sorted(once + first + second) == list(range(len(listed)))
+    assert [listed[i] for i in once + first] == offsets
+    assert [listed[i] for i in second] == offsets[len(once) :]
 
 
 def test_wrapping_ring_reaches_the_opposite_border():
     geometry = FocalGeometry(expand_size=3, focal_level=1)
     ring = geometry.sources()['ring']
-    wrapped = geometry.keys(21, 21).index[0, ring]  # the first window, at the top left
+    wrapped = geometry.keys(21, 21).tables().index[0, ring]  # the first window, at the top left
     rows, cols = wrapped // 21, wrapped % 21
     assert set(rows.tolist()) == {*range(10), 18, 19, 20}
     assert set(cols.tolist()) == {*range(10), 18, 19, 20}
@@ -107,9 +150,9 @@ def test_wrapping_ring_reaches_the_opposite_border():
 
 def test_masked_border_hides_what_is_no_token_of_the_map():
     geometry = FocalGeometry(focal_level=2, focal_window=3, border='mask')
-    keys = geometry.keys(10, 10)  # padded to 14x14
-    tokens = keys.valid[:, : keys.sources['ring'].stop]
-    index = keys.index[:, : keys.sources['ring'].stop]
+    tables = geometry.keys(10, 10).tables()  # padded to 14x14
+    fine = slice(geometry.sources()['ring'].stop)
+    tokens, index = tables.valid[:, fine], tables.index[:, fine]
     assert (index[tokens] // 14 < 10).all() and (index[tokens] % 14 < 10).all()
     assert not tokens.all()
 
@@ -117,27 +160,27 @@ def test_masked_border_hides_what_is_no_token_of_the_map():
 def test_sources_cover_the_key_axis_in_order():
     sources = FocalGeometry(focal_level=3, focal_window=5).sources()
     assert list(sources) == ['window', 'ring', 'level1', 'level2']
-    assert [s.stop - s.start for s in sources.values()] == [49, 132, 25, 36]
-    assert [s.start for s in sources.values()] == [0, 49, 181, 206]
+    assert [s.stop - s.start for s in sources.values()] == [49, 120, 25, 36]
+    assert [s.start for s in sources.values()] == [0, 49, 169, 194]
 
 
 def test_tables_are_cached_per_size_and_bounded():
     geometry = FocalGeometry()
-    assert geometry.keys(9, 9) is geometry.keys(9, 9)
-    assert geometry.keys(9, 9) is FocalGeometry().keys(9, 9)
-    assert geometry.keys(9, 9) is not geometry.keys(9, 10)
+    assert geometry.keys(9, 9).tables() is geometry.keys(9, 9).tables('cpu')
+    assert geometry.keys(9, 9).tables() is FocalGeometry().keys(9, 9).tables()
+    assert geometry.keys(9, 9).tables() is not geometry.keys(9, 10).tables()
     for side in range(1, MAX_CACHED_TABLES + 9):
-        geometry.keys(1, side)
-    assert _cached_keys.cache_info().currsize == MAX_CACHED_TABLES
+        geometry.keys(1, side).tables()
+    assert _cached_tables.cache_info().currsize == MAX_CACHED_TABLES
 
 
 def test_tables_made_in_inference_mode_serve_training():
     geometry = FocalGeometry(window_size=6)
     with torch.inference_mode():
-        keys = geometry.keys(11, 13)
-    values = torch.zeros(keys.num_tokens, requires_grad=True)
-    values.index_select(0, keys.index[0]).sum().backward()
-    assert values.grad.sum() == keys.num_keys
+        tables = geometry.keys(11, 13).tables()
+    values = torch.zeros(tables.num_tokens, requires_grad=True)
+    values.index_select(0, tables.index[0]).sum().backward()
+    assert values.grad.sum() == tables.index.shape[1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ def pooled(method, x, geometry=GEOMETRY, level=1, **parameters):
     pool = FocalPooling(geometry, level, method, x.shape[-1])
     for name, value in parameters.items():
         getattr(pool, name).data.copy_(torch.as_tensor(value))
-    return pool(x)
+    grid = tuple(side // geometry.window_size for side in x.shape[1:3])
+    return pool(x, grid)
 
 
 def two_windows():

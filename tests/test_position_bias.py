@@ -1,5 +1,6 @@
 """Position bias: the right number at the right key, and gradients in every table."""
 
+import oracle
 import torch
 
 from mmfocal.geometry import FocalGeometry
@@ -28,10 +29,27 @@ def test_window_bias_depends_on_relative_position_alone():
                     assert torch.equal(window[:, row, col, key_row, key_col], expected)
 
 
-def test_ring_bias_is_the_table_itself():
+def test_ring_bias_joins_the_listings_of_each_position():
     bias = filled()
     ring = bias()[..., GEOMETRY.sources()['ring']]
-    assert torch.equal(ring, bias.relative_position_bias_table_to_neighbors[0])
+    table = bias.relative_position_bias_table_to_neighbors[0]
+    listed = oracle.ring_as_authors_list_it(4, 1)
+    twice = 0
+    for column, position in enumerate(map(tuple, GEOMETRY.ring_offsets().tolist())):
+        places = [i for i, listing in enumerate(listed) if listing == position]
+        twice += len(places) == 2
+        expected = table[..., places].exp().sum(-1).log()
+        torch.testing.assert_close(ring[..., column], expected)
+    assert twice == 8
+
+
+def test_two_keys_with_one_token_weigh_like_one_with_the_joint_bias():
+    scores, values = torch.randn(5).double(), torch.randn(5, 3).double()
+    bias = torch.randn(6).double()
+    listed = torch.tensor([0, 1, 2, 3, 4, 4])
+    expected = (scores[listed] + bias).softmax(0) @ values[listed]
+    joint = torch.cat([bias[:4], torch.logaddexp(bias[4], bias[5])[None]])
+    torch.testing.assert_close((scores + joint).softmax(0) @ values, expected)
 
 
 def test_pooled_bias_depends_on_relative_position_alone():

@@ -16,7 +16,7 @@ from mmfocal.datasets import prepare_shapes
 from mmfocal.geometry import FocalGeometry
 from mmfocal.visualization.curves import draw_curves, read_scalars
 from mmfocal.visualization.detections import draw_detections
-from mmfocal.visualization.keys import RING_COLOUR, TWICE_COLOUR, WINDOW_COLOUR, draw_keys
+from mmfocal.visualization.keys import RING_COLOUR, WINDOW_COLOUR, draw_keys
 
 ROOT = Path(__file__).parents[1]
 
@@ -102,7 +102,7 @@ def test_keys_are_coloured_by_their_source():
         if len(c.get_facecolor())
     }
     assert squares[WINDOW_COLOUR] == 49
-    assert squares[RING_COLOUR] == 108 and squares[TWICE_COLOUR] == 12
+    assert squares[RING_COLOUR] == 120
     plt.close(figure)
 
 

@@ -47,8 +47,8 @@ class FocalSelfAttention(BaseModule):
         super().__init__(init_cfg)
         check_backend(backend)
         self.geometry = geometry
-        self.num_heads = num_heads
-        self.scale = qk_scale or (embed_dims // num_heads) ** -0.5
+        self.num_heads, self.head_dims = num_heads, embed_dims // num_heads
+        self.scale = qk_scale or self.head_dims**-0.5
         self.attn_drop = attn_drop
         self.backend = backend
 
@@ -66,7 +66,7 @@ class FocalSelfAttention(BaseModule):
 
         Args:
             x: float ``(B, H, W, C)``.
-            keys: ``self.geometry.keys(H, W, x.device)``.
+            keys: ``self.geometry.keys(H, W)``.
 
         Returns:
             float ``(B, H, W, C)``.
@@ -74,13 +74,10 @@ class FocalSelfAttention(BaseModule):
         batch, height, width, channels = x.shape
         padded_height, padded_width = keys.padded_size
         x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-        tokens = torch.cat([level.flatten(1, 2) for level in (x, *self._pool(x))], dim=1)
+        tokens = torch.cat([level.flatten(1, 2) for level in (x, *self._pool(x, keys))], dim=1)
 
-        query, key, value = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         out = focal_attention(
-            query,
-            key,
-            value,
+            self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dims)),
             keys,
             self.position_bias(),
             scale=self.scale,
@@ -90,8 +87,8 @@ class FocalSelfAttention(BaseModule):
         out = out.reshape(batch, padded_height, padded_width, channels)[:, :height, :width]
         return self.proj_drop(self.proj(out))
 
-    def _pool(self, x: Tensor) -> list[Tensor]:
+    def _pool(self, x: Tensor, keys: FocalKeys) -> list[Tensor]:
         """Pooled maps of all levels, on the moved grid of a shifted window."""
         if self.pools and self.geometry.shift_size > 0:
             x = x.roll((-self.geometry.shift_size,) * 2, dims=(1, 2))
-        return [pool(x) for pool in self.pools]
+        return [pool(x, keys.grid) for pool in self.pools]

@@ -77,9 +77,10 @@ class PatchEmbed(BaseModule):
         """float ``(B, C, H, W)`` to ``(B, ceil(H / stride), ceil(W / stride), embed_dims)``."""
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        height, width = x.shape[-2:]
-        x = self.proj(F.pad(x, (0, -width % self.stride, 0, -height % self.stride)))
-        x = x.permute(0, 2, 3, 1)
+        bottom, right = (
+            (side + self.stride - 1) // self.stride * self.stride - side for side in x.shape[-2:]
+        )
+        x = self.proj(F.pad(x, (0, right, 0, bottom))).permute(0, 2, 3, 1)
         return x if self.norm is None else self.norm(x)
 
 
@@ -102,7 +103,9 @@ class Mlp(BaseModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """float ``(..., C)`` to ``(..., C)``."""
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        # As rows: torch.compile cannot order the strides of maps of symbolic sizes.
+        hidden = self.drop(self.act(self.fc1(x.flatten(0, -2))))
+        return self.drop(self.fc2(hidden)).view(x.shape)
 
 
 class FocalBlock(BaseModule):
@@ -190,7 +193,7 @@ class FocalStage(BaseModule):
         height, width = x.shape[1:3]
         # Blocks differ in their keys only where every other one shifts or expands.
         geometries = {block.attn.geometry for block in self.blocks}
-        keys = {geometry: geometry.keys(height, width, x.device) for geometry in geometries}
+        keys = {geometry: geometry.keys(height, width) for geometry in geometries}
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, keys[block.attn.geometry], use_reentrant=False)

@@ -40,6 +40,7 @@ class FocalPooling(BaseModule):
         if method not in POOL_METHODS:
             raise ValueError(f'pool_method must be one of {POOL_METHODS}, got {method!r}')
         self.geometry, self.level, self.method = geometry, level, method
+        self.cells_per_window = geometry.cells_per_window(level)
         side = geometry.sub_window_size(level)
         if method == 'fc':
             self.weight = nn.Parameter(torch.full((1, side * side), 1 / side**2))
@@ -48,22 +49,22 @@ class FocalPooling(BaseModule):
             self.weight = nn.Parameter(torch.full((embed_dims, 1, side, side), 1 / side**2))
             self.bias = nn.Parameter(torch.zeros(embed_dims))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """Pools a map that is padded to whole windows.
 
         Args:
             x: float ``(B, Hp, Wp, C)``, moved by the shift of the windows if there is one.
+            grid: rows and columns of windows that it has.
 
         Returns:
-            float ``(B, H_level, W_level, C)``, ``geometry.pooled_size`` cells.
+            float ``(B, H_level, W_level, C)``, in the cells of :attr:`FocalKeys.pooled_sizes
+            <mmfocal.geometry.FocalKeys.pooled_sizes>`.
         """
-        geometry, side = self.geometry, self.geometry.sub_window_size(self.level)
-        batch, padded_height, padded_width, channels = x.shape
-        height, width = geometry.pooled_size(self.level, padded_height, padded_width)
-        top = geometry.trim(self.level, padded_height)
-        left = geometry.trim(self.level, padded_width)
+        side, cells = self.geometry.sub_window_size(self.level), self.cells_per_window
+        height, width = (along * cells for along in grid)
+        top, left = (self.geometry.trim(self.level, along) for along in grid)
         x = x[:, top : top + height * side, left : left + width * side]
-        x = x.reshape(batch, height, side, width, side, channels)
+        x = x.unflatten(2, (width, side)).unflatten(1, (height, side))
         if self.method == 'mean':
             return x.mean(dim=(2, 4))
         if self.method == 'max':
@@ -71,5 +72,5 @@ class FocalPooling(BaseModule):
         if self.method == 'fc':
             weight = self.weight.view(side, side)
             return torch.einsum('bhiwjc,ij->bhwc', x, weight) + self.bias
-        weight = self.weight.view(channels, side, side)
+        weight = self.weight.view(-1, side, side)
         return torch.einsum('bhiwjc,cij->bhwc', x, weight) + self.bias

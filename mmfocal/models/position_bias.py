@@ -20,7 +20,9 @@ class FocalPositionBias(BaseModule):
     * ``relative_position_bias_table`` ``((2 * Wh - 1) * (2 * Ww - 1), nH)``: keys of the window
       itself, by relative position, as in Swin Transformer. Begins at zero, as the authors'.
     * ``relative_position_bias_table_to_neighbors`` ``(1, nH, Wh * Ww, R)``: keys of the ring, one
-      entry for each pair of query and ring position.
+      entry for each pair of a query and a place in the authors' list of ring tokens. Some tokens
+      have two places there. As keys with weights ``exp(s + b1)`` and ``exp(s + b2)`` they add up
+      to one with the bias ``logaddexp(b1, b2)``, which is what they get here.
     * ``relative_position_bias_table_to_windows`` list of ``(nH, S * S)`` with
       ``S = Wh + region_size - 1``, one for each pooled level: the relative position of a query in
       tokens and a cell in cells.
@@ -39,15 +41,19 @@ class FocalPositionBias(BaseModule):
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window - 1) ** 2, num_heads)
         )
-        self._register_index('relative_position_index', window, window)
+        self._register_index('relative_position_index', relative_position_index(window, window))
 
-        num_ring_keys = geometry.ring_offsets().shape[0]
+        once, first, second = geometry.ring_listings()
         self.relative_position_bias_table_to_neighbors = None
-        if num_ring_keys:
+        if geometry.expand_size > 0:
+            num_listed = len(once) + len(first) + len(second)
             self.relative_position_bias_table_to_neighbors = nn.Parameter(
-                torch.empty(1, num_heads, window**2, num_ring_keys)
+                torch.empty(1, num_heads, window**2, num_listed)
             )
             trunc_normal_(self.relative_position_bias_table_to_neighbors, std=0.02)
+        self.any_listed_twice = bool(second)
+        self._register_index('listed_once', torch.tensor(once, dtype=torch.int64))
+        self._register_index('listed_twice', torch.tensor([first, second], dtype=torch.int64))
 
         self.relative_position_bias_table_to_windows = nn.ParameterList()
         for level in range(1, geometry.focal_level):
@@ -55,11 +61,13 @@ class FocalPositionBias(BaseModule):
             table = nn.Parameter(torch.empty(num_heads, (window + region - 1) ** 2))
             trunc_normal_(table, std=0.02)
             self.relative_position_bias_table_to_windows.append(table)
-            self._register_index(f'relative_position_index_{level}', window, region)
+            self._register_index(
+                f'relative_position_index_{level}', relative_position_index(window, region)
+            )
 
-    def _register_index(self, name: str, query_side: int, key_side: int) -> None:
+    def _register_index(self, name: str, index: Tensor) -> None:
         # Not persistent: it follows from the settings, and checkpoints stay free of it.
-        self.register_buffer(name, relative_position_index(query_side, key_side), persistent=False)
+        self.register_buffer(name, index, persistent=False)
 
     def forward(self) -> Tensor:
         """The bias in the key order of :class:`~mmfocal.geometry.FocalKeys`.
@@ -70,7 +78,10 @@ class FocalPositionBias(BaseModule):
         window = self.relative_position_bias_table[self.relative_position_index]
         sources = [window.permute(2, 0, 1)]
         if self.relative_position_bias_table_to_neighbors is not None:
-            sources.append(self.relative_position_bias_table_to_neighbors[0])
+            ring = self.relative_position_bias_table_to_neighbors[0]
+            sources.append(ring[..., self.listed_once])
+            if self.any_listed_twice:
+                sources.append(torch.logaddexp(*ring[..., self.listed_twice].unbind(-2)))
         for level, table in enumerate(self.relative_position_bias_table_to_windows, start=1):
             sources.append(table[:, getattr(self, f'relative_position_index_{level}')])
         return torch.cat(sources, dim=-1)

@@ -1,50 +1,91 @@
-"""The public op: its contract, the checks that all backends share, and the choice of a backend."""
+"""The public op: its contract, the choice of a backend, and its registration with PyTorch.
+
+Backends are plain functions of tensors. Registered as ``torch.ops.mmfocal.focal_attention`` and
+``torch.ops.mmfocal.focal_attention_backward``, they are opaque to ``torch.compile``: geometry goes
+in as numbers, and the tables of keys are looked up behind the op, never traced.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from functools import lru_cache
-from typing import NamedTuple
+from operator import index
+from typing import Any, NamedTuple
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmfocal.geometry import FocalKeys
+from mmfocal.geometry import FocalGeometry, FocalKeys
 
-from .gather_sdpa import focal_attention_gather_sdpa, why_not_gather_sdpa
+from . import gather_sdpa, triton
 from .reference import focal_attention_reference
 
 
 class Backend(NamedTuple):
-    """One implementation: why it cannot take a call (None if it can), and the call itself."""
+    """An implementation with a backward pass of its own.
 
-    why_not: Callable[[Tensor, float], str | None]
-    run: Callable[..., Tensor]
+    Attributes:
+        why_not: from device, dtype and head dim to the reason for which it cannot run, None if it
+            can.
+        forward: ``(qkv, keys, bias, scale)`` to the output, and to the log-sum-exps if backward
+            wants them, else an empty tensor.
+        empty_lse: ``(qkv, keys)`` to a tensor of the shape and dtype of those log-sum-exps.
+        backward: ``(grad_out, qkv, keys, bias, out, lse, scale, bias_needs_grad)`` to the
+            gradients of ``qkv`` and ``bias``.
+    """
+
+    why_not: Callable[[torch.device, torch.dtype, int], str | None]
+    forward: Callable[..., tuple[Tensor, Tensor]]
+    empty_lse: Callable[..., Tensor]
+    backward: Callable[..., tuple[Tensor, Tensor]]
 
 
-# Fastest first: 'auto' takes the first that does not decline.
-BACKENDS = {
-    'gather_sdpa': Backend(why_not_gather_sdpa, focal_attention_gather_sdpa),
-    'reference': Backend(lambda query, dropout_p: None, focal_attention_reference),
+# Fastest first: 'auto' takes the first that does not decline, and the reference behind them all.
+FUSED = {
+    'triton': Backend(triton.why_not, triton.forward, triton.empty_lse, triton.backward),
+    'gather_sdpa': Backend(
+        gather_sdpa.why_not, gather_sdpa.forward, gather_sdpa.empty_lse, gather_sdpa.backward
+    ),
 }
+REFERENCE = 'reference'
 
 
 def available_backends() -> tuple[str, ...]:
     """Names that ``backend`` of :func:`focal_attention` takes, besides ``'auto'``."""
-    return tuple(BACKENDS)
+    return (*FUSED, REFERENCE)
 
 
 def check_backend(name: str) -> None:
     """Raises a ValueError for what is neither ``'auto'`` nor a backend's name."""
-    if name != 'auto' and name not in BACKENDS:
-        names = ', '.join(map(repr, ('auto', *BACKENDS)))
+    if name not in ('auto', *available_backends()):
+        names = ', '.join(map(repr, ('auto', *available_backends())))
         raise ValueError(f'the attention backend must be one of {names}, got {name!r}')
 
 
+def why_not(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, drops: bool = False
+) -> str | None:
+    """Reason for which a backend cannot take such a call, None if it can.
+
+    Args:
+        backend: one of :func:`available_backends`, or ``'auto'``.
+        device: of the tensors.
+        dtype: of ``qkv``.
+        head_dim: ``D``, channels of a head.
+        drops: whether attention weights are dropped.
+    """
+    check_backend(backend)
+    if backend in ('auto', REFERENCE):
+        return None
+    if drops:
+        return 'its backward pass computes the weights again and cannot repeat their dropout'
+    return FUSED[backend].why_not(device, dtype, head_dim)
+
+
 def focal_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    qkv: Tensor,
     keys: FocalKeys,
     bias: Tensor,
     *,
@@ -54,77 +95,220 @@ def focal_attention(
 ) -> Tensor:
     """Attention of each window of queries over its own list of keys (paper section 3.2).
 
-    For a query ``i`` of window ``w`` and the keys ``j`` that it may see (``keys.allowed()``)::
+    For a query ``i`` of window ``w`` and the keys ``j`` that it may see, with the tables
+    ``index`` and ``allowed()`` of ``keys``::
 
         out[i] = softmax_j(scale * query[i] . key[index[w, j]] + bias[:, i, j]) value[index[w, j]]
 
     in one softmax over all sources of keys. A query that may see no key gives 0.
 
+    ``reference`` is these lines in PyTorch and keeps all scores for the backward pass. The fused
+    backends sum and take the softmax in float32 at least, keep their arguments, their output and
+    at most one float32 number for each query and head, and compute the weights again in the
+    backward pass. Their results are the same in every run. They are differentiable once, and
+    decline dropout, which they could not repeat in the backward pass. Under autocast ``qkv`` is
+    cast to its dtype and ``bias`` is left as it is.
+
     Args:
-        query: float ``(B, L, nH, D)``; of its ``L`` tokens, laid out as
-            :class:`~mmfocal.geometry.FocalKeys` says, those of the padded map are queries and the
-            rest is not read.
-        key: like ``query``. The three may be views of one packed projection.
-        value: like ``query``.
-        keys: tables of the map, on the same device.
+        qkv: float ``(B, L, 3, nH, D)``, queries, keys and values as one projection gives them. The
+            ``L`` tokens are laid out as :class:`~mmfocal.geometry.FocalKeys` says: the padded
+            map, whose tokens are the queries, then pooled maps, whose queries are not read.
+        keys: keys of each window, from :meth:`FocalGeometry.keys
+            <mmfocal.geometry.FocalGeometry.keys>`.
         bias: float ``(nH, Wh * Ww, N)``, added to the scaled scores of every window. It may be
-            of higher precision than ``query``.
+            of higher precision than ``qkv``.
         scale: factor of the products, ``D ** -0.5`` by default.
         dropout_p: probability that an attention weight is dropped. The caller sets it to 0
             outside training.
         backend: one of :func:`available_backends`, or ``'auto'`` for the fastest that can run.
 
     Returns:
-        float ``(B, Hp * Wp, nH, D)`` over the padded map, in row-major order.
+        ``(B, Hp * Wp, nH, D)`` over the padded map, in row-major order, in the dtype of ``qkv``.
 
     Raises:
         ValueError: shapes that do not fit each other or ``keys``, an unknown backend, or a
             backend that cannot take this call; the message says why.
     """
     if scale is None:
-        scale = query.shape[-1] ** -0.5
-    _check(query, key, value, keys, bias, dropout_p)
-    check_backend(backend)
-    if backend == 'auto':
-        backend = _first_that_runs(query, dropout_p)
-    elif reason := BACKENDS[backend].why_not(query, dropout_p):
-        raise ValueError(f'attention backend {backend!r} cannot run here: {reason}')
-    return BACKENDS[backend].run(query, key, value, keys, bias, scale, dropout_p)
+        scale = qkv.shape[-1] ** -0.5
+    _check(qkv, keys, bias, dropout_p)
+    # The choice needs plain values, where a compiled graph may have symbols.
+    head_dim = index(qkv.shape[-1])
+    drops = True if dropout_p > 0 else False  # noqa: SIM210
+    backend = _choose(backend, qkv.device, qkv.dtype, head_dim, drops)
+    if backend == REFERENCE:
+        return focal_attention_reference(qkv, keys, bias, scale, dropout_p)
+    call = (*_as_numbers(keys), scale, backend)
+    return torch.ops.mmfocal.focal_attention(qkv, bias, *call)[0]
 
 
-def _check(
-    query: Tensor, key: Tensor, value: Tensor, keys: FocalKeys, bias: Tensor, dropout_p: float
-) -> None:
-    if query.dim() != 4 or not query.shape == key.shape == value.shape:
-        raise ValueError(
-            'query, key and value must have one shape (B, L, nH, D), got '
-            f'{tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}'
-        )
-    if query.shape[1] != keys.num_tokens:
+def _check(qkv: Tensor, keys: FocalKeys, bias: Tensor, dropout_p: float) -> None:
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        raise ValueError(f'qkv must be (B, L, 3, nH, D), got {tuple(qkv.shape)}')
+    if qkv.shape[1] != keys.num_tokens:
         raise ValueError(
             f'the token axis must have {keys.num_tokens} entries for a padded map of '
-            f'{keys.padded_size} and pooled maps of {keys.pooled_sizes}, got {query.shape[1]}'
+            f'{keys.padded_size} and pooled maps of {keys.pooled_sizes}, got {qkv.shape[1]}'
         )
-    expected = (query.shape[2], keys.num_queries, keys.num_keys)
+    expected = (qkv.shape[3], keys.num_queries, keys.num_keys)
     if tuple(bias.shape) != expected:
         raise ValueError(f'bias must be (nH, Wh*Ww, N) = {expected}, got {tuple(bias.shape)}')
     if not 0 <= dropout_p < 1:
         raise ValueError(f'dropout_p must be at least 0 and less than 1, got {dropout_p}')
 
 
-def _first_that_runs(query: Tensor, dropout_p: float) -> str:
-    declined = {}
-    for name, backend in BACKENDS.items():
-        reason = backend.why_not(query, dropout_p)
-        if reason is None:
-            _log_choice(name, tuple(declined.items()))
-            return name
-        declined[name] = reason
-    raise AssertionError('the reference backend never declines')
+@torch.compiler.assume_constant_result
+def _choose(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int, drops: bool
+) -> str:
+    """The backend to run."""
+    return _choose_once(backend, device, dtype, head_dim, drops)
 
 
 @lru_cache
-def _log_choice(name: str, declined: tuple[tuple[str, str], ...]) -> None:
-    """Tell each different choice once in a process."""
-    reasons = ''.join(f'; {other!r} declined: {reason}' for other, reason in declined)
+def _choose_once(backend: str, *call: object) -> str:
+    """The choice for each different call, logged when it is first made."""
+    if reason := why_not(backend, *call):
+        raise ValueError(f'attention backend {backend!r} cannot run here: {reason}')
+    if backend != 'auto':
+        return backend
+    declined = {}
+    for name in available_backends():
+        reason = why_not(name, *call)
+        if reason is None:
+            break
+        declined[name] = reason
+    reasons = ''.join(f'; {name!r} declined: {why}' for name, why in declined.items())
     print_log(f'Focal attention runs on backend {name!r}{reasons}.', logger='current')
+    return name
+
+
+# Registration with PyTorch. Geometry and map size travel as numbers, which a compiled graph can
+# hold; the tables that they stand for are looked up behind the op.
+
+_CALL = 'SymInt height, SymInt width, int[] geometry, str border, float scale, str backend'
+torch.library.define(
+    'mmfocal::focal_attention', f'(Tensor qkv, Tensor bias, {_CALL}) -> (Tensor out, Tensor lse)'
+)
+torch.library.define(
+    'mmfocal::focal_attention_backward',
+    f'(Tensor grad_out, Tensor qkv, Tensor bias, Tensor out, Tensor lse, {_CALL}, '
+    'bool bias_needs_grad) -> (Tensor grad_qkv, Tensor grad_bias)',
+)
+
+
+def _as_numbers(keys: FocalKeys) -> tuple[int, int, list[int], str]:
+    *numbers, border = astuple(keys.geometry)
+    return *keys.map_size, numbers, border
+
+
+def _from_numbers(height: int, width: int, geometry: Sequence[int], border: str) -> FocalKeys:
+    return _geometry(tuple(geometry), border).keys(height, width)
+
+
+@lru_cache
+def _geometry(numbers: tuple[int, ...], border: str) -> FocalGeometry:
+    return FocalGeometry(*numbers, border)
+
+
+@torch.library.impl('mmfocal::focal_attention', 'default')
+def _forward(
+    qkv: Tensor,
+    bias: Tensor,
+    height: int,
+    width: int,
+    geometry: Sequence[int],
+    border: str,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    keys = _from_numbers(height, width, geometry, border)
+    return FUSED[backend].forward(qkv, keys, bias, scale)
+
+
+@torch.library.register_fake('mmfocal::focal_attention')
+def _fake_forward(
+    qkv: Tensor,
+    bias: Tensor,
+    height: int,
+    width: int,
+    geometry: Sequence[int],
+    border: str,
+    scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    keys = _from_numbers(height, width, geometry, border)
+    batch, _, _, heads, dim = qkv.shape
+    out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
+    return out, FUSED[backend].empty_lse(qkv, keys)
+
+
+@torch.library.impl('mmfocal::focal_attention_backward', 'default')
+def _backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    height: int,
+    width: int,
+    geometry: Sequence[int],
+    border: str,
+    scale: float,
+    backend: str,
+    bias_needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    keys = _from_numbers(height, width, geometry, border)
+    return FUSED[backend].backward(grad_out, qkv, keys, bias, out, lse, scale, bias_needs_grad)
+
+
+@torch.library.register_fake('mmfocal::focal_attention_backward')
+def _fake_backward(
+    grad_out: Tensor, qkv: Tensor, bias: Tensor, *call: object
+) -> tuple[Tensor, Tensor]:
+    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    return grad_qkv, torch.empty_like(bias, memory_format=torch.contiguous_format)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    qkv, bias, *ctx.call = inputs
+    ctx.save_for_backward(qkv, bias, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: None) -> tuple[Tensor | None, ...]:
+    grad_qkv = grad_bias = None
+    if grad_out is not None:
+        grad_qkv, grad_bias = torch.ops.mmfocal.focal_attention_backward(
+            grad_out, *ctx.saved_tensors, *ctx.call, ctx.needs_input_grad[1]
+        )
+        if not ctx.needs_input_grad[0]:
+            grad_qkv = None
+        if not ctx.needs_input_grad[1]:
+            grad_bias = None
+    return grad_qkv, grad_bias, *(None for _ in ctx.call)
+
+
+def _refuse_to_differentiate(ctx: Any, *grads: Tensor) -> None:
+    raise RuntimeError(
+        'the fused backends of focal attention are differentiable once; for gradients of '
+        "gradients take backend='reference'"
+    )
+
+
+torch.library.register_autograd('mmfocal::focal_attention', _differentiate, setup_context=_save)
+torch.library.register_autograd('mmfocal::focal_attention_backward', _refuse_to_differentiate)
+
+
+def _under_autocast(qkv: Tensor, bias: Tensor, *call: object) -> tuple[Tensor, Tensor]:
+    """Casts ``qkv`` alone: a bias in lower precision would be lost among the scores."""
+    device = qkv.device.type
+    with torch.autocast(device, enabled=False):
+        return torch.ops.mmfocal.focal_attention(
+            qkv.to(torch.get_autocast_dtype(device)), bias, *call
+        )
+
+
+_library = torch.library.Library('mmfocal', 'FRAGMENT')
+for _key in ('AutocastCPU', 'AutocastCUDA'):
+    _library.impl('focal_attention', _under_autocast, _key)

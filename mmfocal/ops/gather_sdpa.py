@@ -1,153 +1,239 @@
-"""Gathered keys and PyTorch's fused attention, a few windows at a time.
+"""Gathered keys and PyTorch's fused attention, a few windows of a head at a time.
 
-The gathered keys and values of a chunk of windows stay in the cache of a CPU core, scores are
-never kept, and the backward pass computes them again, chunk by chunk.
+What a chunk of windows gathers stays in the cache of a CPU core, scores are never kept, and the
+backward pass computes them again, chunk by chunk. Gradients of keys are written window by window
+and then summed token by token, in a fixed order: several times faster than adding to rows at
+random, and deterministic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mmfocal.geometry import FocalKeys
 
-# Bytes of gathered keys and values per chunk. On a CPU they should stay in a core's cache, while
-# the calls must not cost more than the work; elsewhere only memory bounds them.
-CPU_CHUNK_BYTES = 2**21
-DEVICE_CHUNK_BYTES = 2**28
+# Bytes of gathered keys and values per chunk. On a CPU they and the scores should stay in a core's
+# cache, while the calls must not cost more than the work; elsewhere only memory bounds them.
+CPU_CHUNK_BYTES = 2**23
+DEVICE_CHUNK_BYTES = 2**27
 
 
-def why_not_gather_sdpa(query: Tensor, dropout_p: float) -> str | None:
-    """Reason for which this backend cannot take a call, or None."""
-    if dropout_p > 0:
-        return 'its backward pass computes the weights again and cannot repeat their dropout'
+def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Nothing: what PyTorch itself offers runs everywhere."""
     return None
 
 
-def focal_attention_gather_sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+def empty_lse(qkv: Tensor, keys: FocalKeys) -> Tensor:
+    """Nothing is kept: PyTorch's attention does not hand out its log-sum-exps."""
+    return qkv.new_empty(0)
+
+
+def forward(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Output of :func:`mmfocal.ops.focal_attention`; in place of log-sum-exps an empty tensor.
+
+    Memory beyond the arguments and the output: one group of heads, see :class:`_Group`.
+    """
+    qkv = qkv.contiguous()
+    batch, _, _, heads, dim = qkv.shape
+    out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
+    for group in _groups(qkv, keys, bias):
+        windows = group.new_windows(keys.num_queries)
+        for chunk in group.chunks():
+            attended = F.scaled_dot_product_attention(
+                chunk.query, chunk.key, chunk.value, attn_mask=chunk.bias, scale=scale
+            )
+            windows[:, chunk.windows] = chunk.zero_keyless(attended)
+        group.store(group.map_order(windows), out)
+    return out, empty_lse(qkv, keys)
+
+
+def backward(
+    grad_out: Tensor,
+    qkv: Tensor,
     keys: FocalKeys,
     bias: Tensor,
+    out: Tensor,
+    lse: Tensor,
     scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """As :func:`mmfocal.ops.focal_attention`, without dropout and differentiable once.
+    bias_needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``qkv`` and ``bias``; the latter is zero where it is not needed.
 
-    Memory beyond the arguments, the output and their gradients: one chunk of windows.
+    Memory beyond the arguments and the result: one group of heads, see :class:`_Group`.
     """
-    assert dropout_p == 0
-    return _GatherSDPA.apply(query, key, value, bias, keys, scale)
+    qkv, grad_out = qkv.contiguous(), grad_out.contiguous()
+    grad_qkv = torch.empty_like(qkv)
+    grad_qkv[:, keys.num_map_tokens :, 0] = 0  # pooled tokens are no queries
+    grad_bias = torch.zeros_like(bias, dtype=_precision(bias))
+    for group in _groups(qkv, keys, bias):
+        grad_query = group.new_windows(keys.num_queries)
+        grad_key, grad_value = (group.new_windows(keys.num_keys) for _ in range(2))
+        for chunk in group.chunks():
+            d_out = chunk.zero_keyless(group.gather_out(grad_out, chunk.windows)).flatten(0, 1)
+            query, key, value = (t.flatten(0, 1) for t in chunk[1:4])
+            query = query * scale
+            scores = chunk.fresh_bias().flatten(0, 1)  # (h * windows, Wh*Ww, N)
+            weights = scores.baddbmm_(query, key.mT).softmax(dim=-1)
+            d_weights = d_out.bmm(value.mT)
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            if bias_needs_grad:
+                grad_bias[group.heads] += group.sum_windows(d_scores)
+            for grad, left, right in (
+                (grad_query, d_scores, key),
+                (grad_key, d_scores.mT, query),
+                (grad_value, weights.mT, d_out),
+            ):
+                torch.bmm(left, right, out=grad[:, chunk.windows].flatten(0, 1))
+        group.store(group.map_order(grad_query.mul_(scale)), grad_qkv[:, : keys.num_map_tokens, 0])
+        group.store(group.sum_by_token(grad_key), grad_qkv[:, :, 1])
+        group.store(group.sum_by_token(grad_value), grad_qkv[:, :, 2])
+    return grad_qkv, grad_bias.to(bias.dtype)
 
 
-class _Chunk:
-    """Some windows of the batch, and the rows of the flat token axis that they read and write."""
+def _precision(tensor: Tensor) -> torch.dtype:
+    """Of what is computed: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
-    def __init__(self, keys: FocalKeys, windows: Tensor) -> None:
-        """``windows`` int64 ``(nC,)`` counts through all windows of all images."""
-        image = torch.div(windows, keys.num_windows, rounding_mode='floor')[:, None]
-        window = windows % keys.num_windows
-        self.num_windows = windows.shape[0]
-        self.query_rows = (keys.queries[window] + image * keys.num_tokens).flatten()
-        self.key_rows = (keys.index[window] + image * keys.num_tokens).flatten()
-        self.out_rows = (keys.queries[window] + image * keys.inverse.shape[0]).flatten()
-        allowed = keys.allowed(window)[:, None]  # (nC, 1, Wh*Ww or 1, N)
-        self.allowed = None if allowed.all() else allowed
-        keyless = ~allowed.any(dim=-1, keepdim=True)
-        self.keyless = keyless if keyless.any() else None
 
-    def gather(self, tokens: Tensor, rows: Tensor) -> Tensor:
-        """Rows of ``(B * L, nH, D)`` as ``(nC, nH, rows per window, D)``."""
-        picked = tokens.index_select(0, rows)
-        return picked.view(self.num_windows, -1, *tokens.shape[1:]).transpose(1, 2)
+class _Chunk(NamedTuple):
+    """Gathered windows of a group, whose heads of all images are counted by ``h``."""
 
-    def scatter_add(self, tokens: Tensor, rows: Tensor, values: Tensor) -> None:
-        """Adds ``(nC, nH, rows per window, D)`` to the rows that :meth:`gather` read."""
-        tokens.index_add_(0, rows, values.transpose(1, 2).flatten(0, 1).to(tokens.dtype))
+    windows: slice
+    query: Tensor  # (h, windows, Wh*Ww, D)
+    key: Tensor  # (h, windows, N, D)
+    value: Tensor  # (h, windows, N, D)
+    bias: Tensor  # (h, 1 or windows, Wh*Ww, N), -inf at keys not allowed
+    keyless: Tensor | None  # (windows, Wh*Ww or 1, 1), queries that may see no key, if any
 
-    def masked(self, bias: Tensor) -> Tensor:
-        """``bias`` ``(nH, Wh*Ww, N)`` for each window of the chunk, -inf at keys not allowed."""
-        if self.allowed is None:
-            return bias[None]
-        allowed = self.allowed if self.keyless is None else self.allowed | self.keyless
-        return torch.where(allowed, bias[None], float('-inf'))
+    def fresh_bias(self) -> Tensor:
+        """The bias of each window, ``(h, windows, Wh*Ww, N)``, to be written over."""
+        if self.bias.shape[1] > 1:
+            return self.bias  # made for this chunk
+        return self.bias.repeat(1, self.query.shape[1], 1, 1)
 
     def zero_keyless(self, values: Tensor) -> Tensor:
-        """Zero in the rows of queries that may see no key."""
+        """Zero in the rows ``(h, windows, Wh*Ww, D)`` of queries that may see no key."""
         return values if self.keyless is None else values.masked_fill(self.keyless, 0)
 
 
-def _chunks(keys: FocalKeys, query: Tensor) -> Iterator[_Chunk]:
-    batch, _, heads, dim = query.shape
-    limit = CPU_CHUNK_BYTES if query.device.type == 'cpu' else DEVICE_CHUNK_BYTES
-    bytes_per_window = 2 * keys.num_keys * heads * dim * query.element_size()
-    windows = torch.arange(batch * keys.num_windows, device=query.device)
-    for chunk in windows.split(max(1, limit // bytes_per_window)):
-        yield _Chunk(keys, chunk)
+class _Group:
+    """Some heads of one image, or all heads of some images: as few as fill a chunk.
 
+    The heads of all its images are counted by ``h``. Outputs and gradients are kept in window
+    order until all windows of the group are done.
+    """
 
-class _GatherSDPA(torch.autograd.Function):
-    """Forward by fused attention; backward by the softmax's own formula, scores computed anew."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor,
+    def __init__(
+        self,
+        qkv: Tensor,
         keys: FocalKeys,
-        scale: float,
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, bias)
-        ctx.keys, ctx.scale = keys, scale
-        batch, _, *heads_and_dim = query.shape
-        out = query.new_empty(batch * keys.inverse.shape[0], *heads_and_dim)
-        queries, gathered_from, values = (t.flatten(0, 1) for t in (query, key, value))
-        for chunk in _chunks(keys, query):
-            windows = F.scaled_dot_product_attention(
-                chunk.gather(queries, chunk.query_rows),
-                chunk.gather(gathered_from, chunk.key_rows),
-                chunk.gather(values, chunk.key_rows),
-                attn_mask=chunk.masked(bias),
-                scale=scale,
+        bias: Tensor,
+        images: slice,
+        heads: slice,
+        windows_per_chunk: int,
+    ) -> None:
+        self.images, self.heads, self.keys = images, heads, keys
+        self.windows_per_chunk = windows_per_chunk
+        self.tables = tables = keys.tables(qkv.device)
+        self.dtype, self.dim = _precision(qkv), qkv.shape[-1]
+        self.num_images = images.stop - images.start
+        bias = bias[heads].to(self.dtype).expand(self.num_images, -1, -1, -1)
+        self.bias = bias.flatten(0, 1)[:, None]  # (h, 1, Wh*Ww, N)
+
+        # Tensors are seen as rows of D numbers, which are gathered at the speed of copying.
+        num_heads, step = qkv.shape[3], 3 * qkv.shape[3]
+        self.query, self.key, self.value = (
+            qkv.view(-1, self.dim)[part * num_heads :] for part in range(3)
+        )
+        image, head = (
+            torch.arange(part.start, part.stop, device=qkv.device) for part in (images, heads)
+        )
+
+        def first_row(rows_per_image: int) -> Tensor:
+            return (image[:, None] * rows_per_image + head).view(-1, 1, 1)
+
+        self.query_rows = first_row(keys.num_tokens * step) + tables.queries * step
+        self.key_rows = first_row(keys.num_tokens * step) + tables.index * step
+        self.out_rows = first_row(keys.num_map_tokens * num_heads) + tables.queries * num_heads
+
+    def chunks(self) -> Iterator[_Chunk]:
+        tables = self.tables
+        for start in range(0, self.keys.num_windows, self.windows_per_chunk):
+            stop = min(start + self.windows_per_chunk, self.keys.num_windows)
+            windows = slice(start, stop)
+            bias, keyless = self.bias, None
+            if not all(tables.all_allowed[windows]):
+                allowed = tables.allowed(windows)
+                if tables.any_keyless:
+                    keyless = ~allowed.any(dim=-1, keepdim=True)
+                    allowed = allowed | keyless
+                bias = torch.where(allowed, bias, float('-inf'))
+            key_rows = self.key_rows[:, windows]
+            yield _Chunk(
+                windows,
+                self._gather(self.query, self.query_rows[:, windows]),
+                self._gather(self.key, key_rows),
+                self._gather(self.value, key_rows),
+                bias,
+                keyless,
             )
-            windows = chunk.zero_keyless(windows)
-            out.index_copy_(0, chunk.out_rows, windows.transpose(1, 2).flatten(0, 1))
-        return out.view(batch, -1, *heads_and_dim)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias = ctx.saved_tensors
-        keys, scale = ctx.keys, ctx.scale
-        grads = [
-            torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (query, key, value)
-        ]
-        grad_query, grad_key, grad_value = (t.flatten(0, 1) for t in grads)
-        grad_bias = torch.zeros_like(bias)
-        grad_out = grad_out.flatten(0, 1)
-        queries, gathered_from, values = (t.flatten(0, 1) for t in (query, key, value))
-        for chunk in _chunks(keys, query):
-            q = chunk.gather(queries, chunk.query_rows)
-            k = chunk.gather(gathered_from, chunk.key_rows)
-            v = chunk.gather(values, chunk.key_rows)
-            d_out = chunk.zero_keyless(chunk.gather(grad_out, chunk.out_rows))
+    def gather_out(self, out: Tensor, windows: slice) -> Tensor:
+        """Rows of ``(B, Hp * Wp, nH, D)`` that belong to the windows' queries."""
+        return self._gather(out.view(-1, self.dim), self.out_rows[:, windows])
 
-            scores = (q @ k.mT).mul_(scale) + chunk.masked(bias)
-            weights = scores.softmax(dim=-1)  # in the precision of the bias
-            d_weights = d_out @ v.mT
-            d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdim=True))
-            grad_bias += d_scores.sum(0)
+    def _gather(self, flat: Tensor, rows: Tensor) -> Tensor:
+        return flat.index_select(0, rows.flatten()).view(*rows.shape, -1).to(self.dtype)
 
-            d_scores = d_scores.to(q.dtype)
-            chunk.scatter_add(grad_query, chunk.query_rows, (d_scores @ k).mul_(scale))
-            chunk.scatter_add(grad_key, chunk.key_rows, (d_scores.mT @ q).mul_(scale))
-            chunk.scatter_add(grad_value, chunk.key_rows, weights.to(q.dtype).mT @ d_out)
-        return *grads, grad_bias, None, None
+    def new_windows(self, rows: int) -> Tensor:
+        """Empty ``(h, nW, rows, D)``."""
+        return self.bias.new_empty(len(self.bias), self.keys.num_windows, rows, self.dim)
+
+    def store(self, values: Tensor, target: Tensor) -> None:
+        """Copies ``(h, tokens, D)`` to this group's part of ``(B, tokens, nH, D)``."""
+        values = values.unflatten(0, (self.num_images, -1)).transpose(1, 2)
+        target[self.images, :, self.heads] = values
+
+    def sum_windows(self, scores: Tensor) -> Tensor:
+        """Sums ``(h * windows, Wh*Ww, N)`` over windows and images: ``(heads, Wh*Ww, N)``."""
+        return scores.unflatten(0, (self.num_images, len(self.bias) // self.num_images, -1)).sum(
+            (0, 2)
+        )
+
+    def map_order(self, windows: Tensor) -> Tensor:
+        """``(h, nW, Wh*Ww, D)`` as ``(h, Hp * Wp, D)``."""
+        rows = self._in_each_head(self.tables.inverse, windows[0, ..., 0].numel())
+        return windows.flatten(0, 2).index_select(0, rows.flatten()).view(*rows.shape, -1)
+
+    def sum_by_token(self, windows: Tensor) -> Tensor:
+        """Sums ``(h, nW, N, D)`` over all places of each token: ``(h, L, D)``."""
+        entries, offsets = self.tables.readers
+        entries = entries[: self.tables.num_valid]
+        rows = self._in_each_head(entries, windows[0, ..., 0].numel())
+        bags = self._in_each_head(offsets[:-1], len(entries))
+        sums = F.embedding_bag(rows.flatten(), windows.flatten(0, 2), bags.flatten(), mode='sum')
+        return sums.view(*bags.shape, -1)
+
+    def _in_each_head(self, rows: Tensor, rows_per_head: int) -> Tensor:
+        """``rows`` of the first head and their counterparts in all others: ``(h, len(rows))``."""
+        head = torch.arange(len(self.bias), device=rows.device, dtype=rows.dtype)
+        return rows + head[:, None] * rows_per_head
+
+
+def _groups(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> Iterator[_Group]:
+    batch, _, _, heads, dim = qkv.shape
+    limit = CPU_CHUNK_BYTES if qkv.device.type == 'cpu' else DEVICE_CHUNK_BYTES
+    windows = max(1, limit // (2 * keys.num_keys * dim * _precision(qkv).itemsize))
+    heads_per_group = max(1, windows // keys.num_windows)
+    images_per_group = max(1, heads_per_group // heads)
+    heads_per_group = min(heads_per_group, heads)
+    for image in range(0, batch, images_per_group):
+        images = slice(image, min(image + images_per_group, batch))
+        for head in range(0, heads, heads_per_group):
+            some_heads = slice(head, min(head + heads_per_group, heads))
+            yield _Group(qkv, keys, bias, images, some_heads, windows)

@@ -10,29 +10,25 @@ from mmfocal.geometry import FocalKeys
 
 
 def focal_attention_reference(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    keys: FocalKeys,
-    bias: Tensor,
-    scale: float,
-    dropout_p: float,
+    qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float, dropout_p: float
 ) -> Tensor:
     """Gather the keys of every window, materialise all scores, take one softmax.
 
     Arguments and result as in :func:`mmfocal.ops.focal_attention`. Any device, any float dtype,
     autograd of any order. Memory grows with ``B * nW * nH * Wh * Ww * N``.
     """
-    queries = query[:, keys.queries]  # (B, nW, Wh*Ww, nH, D)
-    gathered_key, gathered_value = key[:, keys.index], value[:, keys.index]  # (B, nW, N, nH, D)
+    tables = keys.tables(qkv.device)
+    query, key, value = qkv.unbind(2)
+    queries = query[:, tables.queries]  # (B, nW, Wh*Ww, nH, D)
+    gathered_key, gathered_value = key[:, tables.index], value[:, tables.index]
 
     scores = torch.einsum('bwqhd,bwkhd->bwhqk', queries * scale, gathered_key) + bias
-    allowed = keys.allowed()[:, None]  # (nW, 1, Wh*Ww or 1, N)
+    allowed = tables.allowed()[:, None]  # (nW, 1, Wh*Ww or 1, N)
     # A row without any key has no softmax; its output is zero, and so are its gradients.
     any_allowed = allowed.any(dim=-1, keepdim=True)
     scores = scores.masked_fill(~allowed & any_allowed, float('-inf'))
     weights = F.softmax(scores, dim=-1).masked_fill(~any_allowed, 0)
-    weights = F.dropout(weights, dropout_p).to(value.dtype)
+    weights = F.dropout(weights, dropout_p)
 
-    windows = torch.einsum('bwhqk,bwkhd->bwqhd', weights, gathered_value)
-    return windows.flatten(1, 2)[:, keys.inverse]
+    out = torch.einsum('bwhqk,bwkhd->bwqhd', weights.to(value.dtype), gathered_value)
+    return out.flatten(1, 2)[:, tables.inverse]

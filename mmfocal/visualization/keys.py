@@ -10,13 +10,13 @@ from matplotlib.patches import Patch, Rectangle
 
 from mmfocal.geometry import FocalGeometry, FocalKeys
 
-from .colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION, YELLOW
+from .colours import BLUE, GREEN, ORANGE, PURPLE, YELLOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WINDOW_COLOUR, RING_COLOUR, TWICE_COLOUR = BLUE, ORANGE, VERMILION
+WINDOW_COLOUR, RING_COLOUR = BLUE, ORANGE
 LEVEL_COLOURS = (GREEN, PURPLE, YELLOW)
 
 
@@ -37,7 +37,7 @@ def draw_keys(
         ValueError: a window that the map does not have.
     """
     keys = geometry.keys(*map_size)
-    rows, cols = (side // geometry.window_size for side in keys.padded_size)
+    rows, cols = keys.grid
     for row, col in windows:
         if not (0 <= row < rows and 0 <= col < cols):
             raise ValueError(
@@ -67,7 +67,7 @@ def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: i
     start = height * width
     for level, (_, cell_cols) in enumerate(keys.pooled_sizes, start=1):
         side = geometry.sub_window_size(level)
-        top, left = geometry.trim(level, height), geometry.trim(level, width)
+        top, left = (geometry.trim(level, along) for along in keys.grid)
         seen = _seen(keys, window, f'level{level}') - start
         corners = [
             (top + cell // cell_cols * side, left + cell % cell_cols * side)
@@ -80,11 +80,8 @@ def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: i
     def places(source: str) -> list[tuple[int, int]]:
         return [(token // width, token % width) for token in _seen(keys, window, source).tolist()]
 
-    if 'ring' in keys.sources:
-        ring = places('ring')
-        twice = [place for place in set(ring) if ring.count(place) > 1]
-        _squares(axes, list(set(ring) - set(twice)), 1, RING_COLOUR, filled=True)
-        _squares(axes, twice, 1, TWICE_COLOUR, filled=True)
+    if 'ring' in geometry.sources():
+        _squares(axes, places('ring'), 1, RING_COLOUR, filled=True)
     _squares(axes, places('window'), 1, WINDOW_COLOUR, filled=True)
     axes.add_patch(
         Rectangle(
@@ -94,8 +91,8 @@ def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: i
 
 
 def _seen(keys: FocalKeys, window: int, source: str):
-    part = keys.sources[source]
-    return keys.index[window, part][keys.valid[window, part]]
+    tables, part = keys.tables(), keys.geometry.sources()[source]
+    return tables.index[window, part][tables.valid[window, part]]
 
 
 def _squares(
@@ -120,9 +117,8 @@ def _squares(
 
 def _legend(keys: FocalKeys) -> list[Patch]:
     entries = [Patch(color=WINDOW_COLOUR, label='queries and keys: the window')]
-    if 'ring' in keys.sources:
+    if 'ring' in keys.geometry.sources():
         entries.append(Patch(color=RING_COLOUR, label='keys: ring'))
-        entries.append(Patch(color=TWICE_COLOUR, label='ring, listed twice'))
     for level in range(1, len(keys.pooled_sizes) + 1):
         colour = LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
         entries.append(Patch(color=colour, alpha=0.45, label=f'keys: pooled cells, level {level}'))
