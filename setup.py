@@ -36,7 +36,7 @@ setup(
         'mmdet': [*engine, official['mmdet']],
         'mmseg': [*engine, official['mmsegmentation'], official['ftfy'], official['regex']],
         'onedl': pins('requirements/onedl.txt'),
-        'triton': ['triton>=3.0'],
+        'triton': ['triton>=3.6'],
         'safetensors': ['safetensors'],
         'dev': pins('requirements/dev.txt'),
     },

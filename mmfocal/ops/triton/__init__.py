@@ -1,21 +1,86 @@
-"""Fused kernels for NVIDIA GPUs."""
+"""Fused kernels for NVIDIA GPUs: neither scores nor gathered keys are ever written to memory.
+
+``forward.py`` and ``backward.py`` hold the kernels and how they are launched, ``layout.py`` the
+tensors that they read beside queries, keys and values. Triton is imported when a kernel is first
+called, so that mmfocal runs without it.
+"""
 
 from __future__ import annotations
+
+import os
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from mmfocal.geometry import FocalKeys
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEAD_DIMS = range(16, 65)
+COMPUTE_CAPABILITY = (8, 0)  # below, Triton's matrix products become scalar code
+
 
 def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    return 'not here yet'
+    """Reason for which the kernels cannot take such tensors, None if they can.
+
+    With ``TRITON_INTERPRET=1`` in the environment they run on a CPU too, slowly, for tests.
+    """
+    if find_spec('triton') is None:
+        return 'Triton is not installed (pip install triton)'
+    interpreted = os.environ.get('TRITON_INTERPRET') == '1'
+    if dtype not in DTYPES:
+        return f'its kernels take {_names(DTYPES)}, not {_names([dtype])}'
+    if interpreted and dtype == torch.bfloat16:
+        return "Triton's interpreter cannot multiply bfloat16"
+    if head_dim not in HEAD_DIMS:
+        return f'its kernels take heads of 16 to 64 channels, not {head_dim}'
+    if interpreted:
+        return None
+    if device.type != 'cuda' or torch.version.hip:
+        return f'its kernels are for NVIDIA GPUs, and the tensors are on {device.type!r}'
+    capability = torch.cuda.get_device_capability(device)
+    if capability < COMPUTE_CAPABILITY:
+        return f'its kernels need compute capability 8.0, and the GPU has {_version(capability)}'
+    return None
 
 
-def empty_lse(qkv: Tensor, keys: FocalKeys) -> Tensor: ...
+def _names(dtypes: object) -> str:
+    return ', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)
 
 
-def forward(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]: ...
+def _version(capability: tuple[int, int]) -> str:
+    return '.'.join(map(str, capability))
 
 
-def backward(*args): ...
+def empty_lse(qkv: Tensor, keys: FocalKeys) -> Tensor:
+    """For log-sum-exps to base 2 of each query's scores: float32 ``(B, nH, Hp * Wp)``."""
+    batch, _, _, heads, _ = qkv.shape
+    return qkv.new_empty(batch, heads, keys.num_map_tokens, dtype=torch.float32)
+
+
+def forward(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Output of :func:`mmfocal.ops.focal_attention`, and log-sum-exps as :func:`empty_lse`."""
+    from .forward import run_forward
+
+    return run_forward(qkv, keys, bias, scale, empty_lse(qkv, keys))
+
+
+def backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    keys: FocalKeys,
+    bias: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    scale: float,
+    bias_needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``qkv`` and ``bias``; the latter is zero where it is not needed.
+
+    Deterministic: gradients of keys and values go to a workspace in window order, at most
+    :data:`~mmfocal.ops.triton.backward.WORKSPACE_BYTES` of it unless one head of one image needs
+    more, and are summed from there in a fixed order.
+    """
+    from .backward import run_backward
+
+    return run_backward(grad_out, qkv, keys, bias, out, lse, scale, bias_needs_grad)

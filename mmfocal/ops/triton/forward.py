@@ -1,0 +1,207 @@
+"""The forward kernel: one program takes one tile of queries of one window and one head."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mmfocal.geometry import FocalKeys
+
+from .layout import LOG2_E, TILE, Layout, layout_of, tiled_bias
+
+# Three products of TensorFloat-32 come to the accuracy of float32, at the speed of matrix units.
+PRECISION = 'tf32x3'
+NUM_WARPS, NUM_STAGES = 4, 3
+
+
+@triton.jit
+def load_rows(ptr, rows, step, channels, DIM: tl.constexpr):
+    """Rows ``(TILE, BLOCK_DIM)`` of a token-major tensor; zero where a row is negative."""
+    mask = (rows >= 0)[:, None] & (channels < DIM)[None, :]
+    return tl.load(ptr + rows[:, None] * step + channels[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def may_see(query_rows, key_rows, query_regions, key_regions, HAS_REGIONS: tl.constexpr):
+    """Which query of a tile may see which key, ``(queries, keys)``."""
+    allowed = (query_rows >= 0)[:, None] & (key_rows >= 0)[None, :]
+    if HAS_REGIONS:
+        same = query_regions[:, None] == key_regions[None, :]
+        allowed = allowed & (same | (key_regions == 0)[None, :])
+    return allowed
+
+
+@triton.jit
+def store_rows(ptr, values, rows, step, channels, DIM: tl.constexpr):
+    """What :func:`load_rows` reads."""
+    mask = (rows >= 0)[:, None] & (channels < DIM)[None, :]
+    ptr += rows[:, None] * step + channels[None, :]
+    tl.store(ptr, values.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def attend_to_slots(
+    query,
+    query_rows,
+    query_regions,
+    total,
+    largest,
+    out,
+    qkv_ptr,
+    bias_ptr,
+    slots_ptr,
+    regions_ptr,
+    scale_log2,
+    STEP: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    TILE: tl.constexpr,
+    MASKED: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Online softmax over the slots from ``FIRST`` to ``LAST``, with scores to base 2.
+
+    Of each query, ``total`` and ``largest`` are the sum of weights and the largest score so far,
+    and ``out`` is the weighted sum of values.
+    """
+    channels = tl.arange(0, BLOCK_DIM)
+    for start in range(FIRST, LAST, TILE):
+        slots = start + tl.arange(0, TILE)
+        rows = tl.load(slots_ptr + slots)
+        key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM)
+        bias = tl.load(bias_ptr + slots[None, :]).to(tl.float32)
+        products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
+        if MASKED:
+            regions = rows
+            if HAS_REGIONS:
+                regions = tl.load(regions_ptr + slots)
+            allowed = may_see(query_rows, rows, query_regions, regions, HAS_REGIONS)
+            scores = tl.where(allowed, scores, float('-inf'))
+        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        # A query that has seen no key yet must not subtract infinity from infinity.
+        base = tl.where(new_largest == float('-inf'), 0.0, new_largest)
+        weights = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(largest - base)
+        value = load_rows(qkv_ptr + 2 * CHANNELS, rows, STEP, channels, DIM)
+        total = total * shrink + tl.sum(weights, 1)
+        out = tl.dot(
+            weights.to(value.dtype), value, out * shrink[:, None], input_precision=PRECISION
+        )
+        largest = new_largest
+    return total, largest, out
+
+
+@triton.jit(do_not_specialize=['num_tokens', 'num_map_tokens'])
+def forward_kernel(
+    qkv_ptr,
+    bias_ptr,
+    queries_ptr,
+    slots_ptr,
+    regions_ptr,
+    out_ptr,
+    lse_ptr,
+    scale_log2,
+    num_tokens,
+    num_map_tokens,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    QUERIES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    OPEN_SLOTS: tl.constexpr,
+    TILE: tl.constexpr,
+    HAS_REGIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Grid: windows times tiles of queries, heads, images."""
+    tiles: tl.constexpr = QUERIES // TILE
+    step: tl.constexpr = 3 * HEADS * DIM
+    window, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    head, image = tl.program_id(1), tl.cast(tl.program_id(2), tl.int64)
+    qkv_ptr += image * num_tokens * step + head * DIM
+    slots_ptr += window * SLOTS
+
+    places = tile * TILE + tl.arange(0, TILE)
+    channels = tl.arange(0, BLOCK_DIM)
+    rows = tl.load(queries_ptr + window * QUERIES + places)
+    query = load_rows(qkv_ptr, rows, step, channels, DIM)
+    bias_ptr += ((head * QUERIES + places) * SLOTS)[:, None]
+    regions = rows
+    if HAS_REGIONS:
+        # The first slots of a window are its queries.
+        regions_ptr += window * SLOTS
+        regions = tl.load(regions_ptr + places, mask=rows >= 0, other=0)
+
+    total = tl.zeros([TILE], tl.float32)
+    largest = tl.full([TILE], float('-inf'), tl.float32)
+    out = tl.zeros([TILE, BLOCK_DIM], tl.float32)
+    if OPEN_SLOTS > 0:
+        total, largest, out = attend_to_slots(
+            query, rows, regions, total, largest, out,
+            qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
+            step, HEADS * DIM, DIM, BLOCK_DIM, 0, OPEN_SLOTS, TILE, False, False, PRECISION,
+        )  # fmt: skip
+    total, largest, out = attend_to_slots(
+        query, rows, regions, total, largest, out,
+        qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
+        step, HEADS * DIM, DIM, BLOCK_DIM, OPEN_SLOTS, SLOTS, TILE, True, HAS_REGIONS, PRECISION,
+    )  # fmt: skip
+
+    # Without any key the output is 0, and infinite log-sum-exps make all weights 0 in backward.
+    keyless = total == 0
+    total = tl.where(keyless, 1.0, total)
+    out = out / total[:, None]
+    lse = tl.where(keyless, float('inf'), largest + tl.log2(total))
+    out_ptr += image * num_map_tokens * (HEADS * DIM) + head * DIM
+    lse_ptr += (image * HEADS + head) * num_map_tokens
+    store_rows(out_ptr, out, rows, HEADS * DIM, channels, DIM)
+    tl.store(lse_ptr + rows, lse, mask=rows >= 0)
+
+
+def run_forward(
+    qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Launches the kernel; arguments and result as in :func:`mmfocal.ops.triton.forward`."""
+    qkv = qkv.contiguous()
+    layout = layout_of(keys, qkv.device)
+    batch, num_tokens, _, heads, dim = qkv.shape
+    out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
+    with torch.cuda.device_of(qkv):
+        forward_kernel[keys.num_windows * layout.query_tiles, heads, batch](
+            qkv,
+            tiled_bias(bias, qkv.dtype),
+            layout.queries,
+            layout.slots,
+            layout.regions,
+            out,
+            lse,
+            scale * LOG2_E,
+            num_tokens,
+            keys.num_map_tokens,
+            **constants(layout, heads, dim),
+            OPEN_SLOTS=layout.open_slots,
+            num_warps=NUM_WARPS,
+            num_stages=NUM_STAGES,
+        )
+    return out, lse
+
+
+def constants(layout: Layout, heads: int, dim: int) -> dict[str, int | bool | str]:
+    """What kernels are compiled for: the same for all sizes of a stage's map."""
+    return dict(
+        HEADS=heads,
+        DIM=dim,
+        BLOCK_DIM=triton.next_power_of_2(dim),
+        QUERIES=layout.queries.shape[1],
+        SLOTS=layout.slots.shape[1],
+        TILE=TILE,
+        HAS_REGIONS=layout.regions is not None,
+        PRECISION=PRECISION,
+    )

@@ -1,0 +1,75 @@
+"""What the kernels read beside queries, keys and values: tables of keys, and the bias."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmfocal.geometry import MAX_CACHED_TABLES, FocalKeys
+
+# Queries and keys of a window are worked on in tiles of this many, the least that the matrix
+# units of a Hopper GPU take at once. A window of 7x7 is one tile.
+TILE = 64
+LOG2_E = 1.4426950408889634  # the kernels take powers of 2
+
+
+class Layout(NamedTuple):
+    """Tables of one map. A slot is a place in a window's list of keys."""
+
+    queries: Tensor  # int32 (nW, MQ): token of each query, -1 behind the last
+    slots: Tensor  # int32 (nW, NS): token of each key, -1 behind the last and where not valid
+    regions: Tensor | None  # int8 (nW, NS), as in KeyTables
+    open_slots: int  # leading slots, in whole tiles, that every query of every window sees
+    num_queries: int  # of a window, without filling
+    num_slots: int  # of a window, without filling
+
+    @property
+    def query_tiles(self) -> int:
+        return self.queries.shape[1] // TILE
+
+    @property
+    def slot_tiles(self) -> int:
+        return self.slots.shape[1] // TILE
+
+
+@lru_cache(maxsize=MAX_CACHED_TABLES)
+def layout_of(keys: FocalKeys, device: torch.device) -> Layout:
+    """The tables of ``keys`` on ``device``, made once."""
+    with torch.inference_mode(False), torch.no_grad():
+        tables, geometry = keys.tables(device), keys.geometry
+        slots = tables.index.masked_fill(~tables.valid, -1)
+        open_slots = 0
+        if geometry.border == 'wrap' and geometry.shift_size == 0:
+            sources = geometry.sources()
+            open_slots = sources.get('ring', sources['window']).stop
+        return Layout(
+            queries=_filled(tables.queries, -1).int(),
+            slots=_filled(slots, -1).int(),
+            regions=None if tables.region is None else _filled(tables.region, 0).to(torch.int8),
+            open_slots=open_slots // TILE * TILE,
+            num_queries=keys.num_queries,
+            num_slots=keys.num_keys,
+        )
+
+
+def _filled(table: Tensor, value: int) -> Tensor:
+    """The last axis filled up to whole tiles."""
+    return F.pad(table, (0, -table.shape[-1] % TILE), value=value)
+
+
+def tiled_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bias times log2(e), ``(nH, MQ, NS)``.
+
+    For 16-bit inputs it is kept in float16, whose rounding is finer than bfloat16's and whose
+    traffic is half of float32's; what lies outside its range decides a softmax alone either way.
+    """
+    _, num_queries, num_slots = bias.shape
+    bias = F.pad(bias.float() * LOG2_E, (0, -num_slots % TILE, 0, -num_queries % TILE))
+    if dtype == torch.float32:
+        return bias
+    limit = torch.finfo(torch.float16).max
+    return bias.clamp(-limit, limit).half()
