@@ -1,8 +1,8 @@
 """Fused kernels for NVIDIA GPUs: neither scores nor gathered keys are ever written to memory.
 
-``forward.py`` and ``backward.py`` hold the kernels and how they are launched, ``layout.py`` the
-tensors that they read beside queries, keys and values. Triton is imported when a kernel is first
-called, so that mmfocal runs without it.
+``forward_pass.py`` and ``backward_pass.py`` hold the kernels and how they are launched,
+``layout.py`` the tensors that they read beside queries, keys and values. Triton is imported when a
+kernel is first called, so that mmfocal runs without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from mmfocal.geometry import FocalKeys
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-HEAD_DIMS = range(16, 65)
+MAX_HEAD_DIM = 64
 COMPUTE_CAPABILITY = (8, 0)  # below, Triton's matrix products become scalar code
 
 
@@ -32,8 +32,8 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
         return f'its kernels take {_names(DTYPES)}, not {_names([dtype])}'
     if interpreted and dtype == torch.bfloat16:
         return "Triton's interpreter cannot multiply bfloat16"
-    if head_dim not in HEAD_DIMS:
-        return f'its kernels take heads of 16 to 64 channels, not {head_dim}'
+    if head_dim > MAX_HEAD_DIM:
+        return f'its kernels take heads of up to {MAX_HEAD_DIM} channels, not {head_dim}'
     if interpreted:
         return None
     if device.type != 'cuda' or torch.version.hip:
@@ -60,7 +60,7 @@ def empty_lse(qkv: Tensor, keys: FocalKeys) -> Tensor:
 
 def forward(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Output of :func:`mmfocal.ops.focal_attention`, and log-sum-exps as :func:`empty_lse`."""
-    from .forward import run_forward
+    from .forward_pass import run_forward
 
     return run_forward(qkv, keys, bias, scale, empty_lse(qkv, keys))
 
@@ -77,10 +77,9 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of ``qkv`` and ``bias``; the latter is zero where it is not needed.
 
-    Deterministic: gradients of keys and values go to a workspace in window order, at most
-    :data:`~mmfocal.ops.triton.backward.WORKSPACE_BYTES` of it unless one head of one image needs
-    more, and are summed from there in a fixed order.
+    Deterministic: gradients of keys and values go to a workspace in window order, of 256 MB unless
+    one head of one image needs more, and are summed from there in a fixed order.
     """
-    from .backward import run_backward
+    from .backward_pass import run_backward
 
     return run_backward(grad_out, qkv, keys, bias, out, lse, scale, bias_needs_grad)

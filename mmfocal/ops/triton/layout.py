@@ -17,6 +17,35 @@ TILE = 64
 LOG2_E = 1.4426950408889634  # the kernels take powers of 2
 
 
+class Launch(NamedTuple):
+    """How a kernel is compiled, by the bytes of a number of its inputs.
+
+    With 16-bit inputs, 128 registers let four programs share a multiprocessor of a Hopper GPU.
+    Products of float32 are made of three of TensorFloat-32, which comes to its accuracy, except
+    where that would take more registers than there are. ``tests/test_triton.py`` prints what the
+    kernels need.
+    """
+
+    num_warps: int
+    num_stages: int
+    maxnreg: int | None = None
+    precision: str = 'tf32x3'
+
+    def options(self) -> dict[str, int | str | None]:
+        """Keyword arguments of a launch."""
+        return dict(
+            PRECISION=self.precision,
+            num_warps=self.num_warps,
+            num_stages=self.num_stages,
+            maxnreg=self.maxnreg,
+        )
+
+
+QUERY_LAUNCH = {2: Launch(4, 3, maxnreg=128), 4: Launch(4, 3)}  # forward, and query gradients
+KEY_LAUNCH = {2: Launch(4, 1), 4: Launch(8, 1, precision='ieee')}
+SUM_WARPS = 4
+
+
 class Layout(NamedTuple):
     """Tables of one map. A slot is a place in a window's list of keys."""
 

@@ -15,18 +15,24 @@ from torch import Tensor
 
 from mmfocal.geometry import FocalKeys
 
-from .forward import constants, load_rows, may_see, store_rows
-from .layout import LOG2_E, Layout, layout_of, tiled_bias
+from .forward_pass import constants, load_rows, may_see, store_rows
+from .layout import (
+    KEY_LAUNCH,
+    LOG2_E,
+    QUERY_LAUNCH,
+    SUM_WARPS,
+    Layout,
+    layout_of,
+    tiled_bias,
+)
 
 # Gradients of keys and values in window order, before they are summed by token.
 WORKSPACE_BYTES = 2**28
 # Programs of the key kernel, each with partial sums of the bias gradient: some waves of a GPU.
 KEY_PROGRAMS = 1024
-QUERY_WARPS, QUERY_STAGES = 4, 3
-KEY_WARPS, KEY_STAGES = 4, 1
 # Channels, and places of a token, that a program of the sum kernel takes at once. A token of the
 # map is listed up to four times, a pooled one by up to as many windows as its region has cells.
-SUM_CHANNELS, MAP_PLACES, POOLED_PLACES, SUM_WARPS = 256, 4, 16, 4
+SUM_CHANNELS, MAP_PLACES, POOLED_PLACES = 256, 4, 16
 
 
 @triton.jit
@@ -34,7 +40,6 @@ def query_grad_of_slots(
     grad,
     query,
     grad_out,
-    query_rows,
     query_regions,
     lse,
     delta,
@@ -59,8 +64,8 @@ def query_grad_of_slots(
     for start in range(FIRST, LAST, TILE):
         slots = start + tl.arange(0, TILE)
         rows = tl.load(slots_ptr + slots)
-        key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM)
-        value = load_rows(qkv_ptr + 2 * CHANNELS, rows, STEP, channels, DIM)
+        key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM, MASKED)
+        value = load_rows(qkv_ptr + 2 * CHANNELS, rows, STEP, channels, DIM, MASKED)
         bias = tl.load(bias_ptr + slots[None, :]).to(tl.float32)
         products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
@@ -69,7 +74,7 @@ def query_grad_of_slots(
             regions = rows
             if HAS_REGIONS:
                 regions = tl.load(regions_ptr + slots)
-            allowed = may_see(query_rows, rows, query_regions, regions, HAS_REGIONS)
+            allowed = may_see(rows, query_regions, regions, HAS_REGIONS)
             weights = tl.where(allowed, weights, 0.0)
         grad_weights = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION)
         grad_scores = weights * (grad_weights - delta[:, None])
@@ -117,9 +122,9 @@ def query_grad_kernel(
     places = tile * TILE + tl.arange(0, TILE)
     channels = tl.arange(0, BLOCK_DIM)
     rows = tl.load(queries_ptr + window * QUERIES + places)
-    query = load_rows(qkv_ptr, rows, step, channels, DIM)
-    grad_out = load_rows(grad_out_ptr, rows, HEADS * DIM, channels, DIM)
-    out = load_rows(out_ptr, rows, HEADS * DIM, channels, DIM)
+    query = load_rows(qkv_ptr, rows, step, channels, DIM, True)
+    grad_out = load_rows(grad_out_ptr, rows, HEADS * DIM, channels, DIM, True)
+    out = load_rows(out_ptr, rows, HEADS * DIM, channels, DIM, True)
     of_head = (image * HEADS + head) * num_map_tokens
     lse = tl.load(lse_ptr + of_head + rows, mask=rows >= 0, other=0.0)
     delta = tl.sum(grad_out.to(tl.float32) * out.to(tl.float32), 1)
@@ -133,12 +138,12 @@ def query_grad_kernel(
     grad = tl.zeros([TILE, BLOCK_DIM], tl.float32)
     if OPEN_SLOTS > 0:
         grad = query_grad_of_slots(
-            grad, query, grad_out, rows, regions, lse, delta,
+            grad, query, grad_out, regions, lse, delta,
             qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
             step, HEADS * DIM, DIM, BLOCK_DIM, 0, OPEN_SLOTS, TILE, False, False, PRECISION,
         )  # fmt: skip
     grad = query_grad_of_slots(
-        grad, query, grad_out, rows, regions, lse, delta,
+        grad, query, grad_out, regions, lse, delta,
         qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
         step, HEADS * DIM, DIM, BLOCK_DIM, OPEN_SLOTS, SLOTS, TILE, True, HAS_REGIONS, PRECISION,
     )  # fmt: skip
@@ -213,11 +218,11 @@ def key_grad_kernel(
         query_rows = tl.load(queries_ptr + window * QUERIES + places)
         key_rows = tl.load(slots_ptr + window * SLOTS + slots)
         from_ptr = qkv_ptr + image * num_tokens * step + head * DIM
-        query = load_rows(from_ptr, query_rows, step, channels, DIM)
-        key = load_rows(from_ptr + HEADS * DIM, key_rows, step, channels, DIM)
-        value = load_rows(from_ptr + 2 * HEADS * DIM, key_rows, step, channels, DIM)
+        query = load_rows(from_ptr, query_rows, step, channels, DIM, True)
+        key = load_rows(from_ptr + HEADS * DIM, key_rows, step, channels, DIM, True)
+        value = load_rows(from_ptr + 2 * HEADS * DIM, key_rows, step, channels, DIM, True)
         from_ptr = grad_out_ptr + image * num_map_tokens * (HEADS * DIM) + head * DIM
-        grad_out = load_rows(from_ptr, query_rows, HEADS * DIM, channels, DIM)
+        grad_out = load_rows(from_ptr, query_rows, HEADS * DIM, channels, DIM, True)
         of_query = (image * HEADS + head) * num_map_tokens + query_rows
         lse = tl.load(lse_ptr + of_query, mask=query_rows >= 0, other=0.0)
         delta = tl.load(delta_ptr + of_query, mask=query_rows >= 0, other=0.0)
@@ -230,7 +235,7 @@ def key_grad_kernel(
         products = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
         weights = tl.exp2(scores - lse[None, :])
-        allowed = may_see(query_rows, key_rows, query_regions, key_regions, HAS_REGIONS)
+        allowed = may_see(key_rows, query_regions, key_regions, HAS_REGIONS)
         weights = tl.where(tl.trans(allowed), weights, 0.0)
         grad_weights = tl.dot(value, tl.trans(grad_out), input_precision=PRECISION)
         grad_scores = weights * (grad_weights - delta[None, :])
@@ -350,8 +355,7 @@ def run_backward(
             keys.num_map_tokens,
             **shared,
             OPEN_SLOTS=layout.open_slots,
-            num_warps=QUERY_WARPS,
-            num_stages=QUERY_STAGES,
+            **QUERY_LAUNCH[qkv.element_size()].options(),
         )
         for images, some_heads in _groups(qkv, keys, layout):
             num_images, num_heads = len(images), len(some_heads)
@@ -392,8 +396,7 @@ def run_backward(
                 **shared,
                 LISTED=layout.num_slots,
                 BIAS_NEEDS_GRAD=bias_needs_grad,
-                num_warps=KEY_WARPS,
-                num_stages=KEY_STAGES,
+                **KEY_LAUNCH[qkv.element_size()].options(),
             )
             if bias_needs_grad:
                 summed = partial.sum(0)[:, : layout.num_queries, : layout.num_slots]

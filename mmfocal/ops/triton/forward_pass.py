@@ -9,24 +9,35 @@ from torch import Tensor
 
 from mmfocal.geometry import FocalKeys
 
-from .layout import LOG2_E, TILE, Layout, layout_of, tiled_bias
-
-# Three products of TensorFloat-32 come to the accuracy of float32, at the speed of matrix units.
-PRECISION = 'tf32x3'
-NUM_WARPS, NUM_STAGES = 4, 3
+from .layout import LOG2_E, QUERY_LAUNCH, TILE, Layout, layout_of, tiled_bias
 
 
 @triton.jit
-def load_rows(ptr, rows, step, channels, DIM: tl.constexpr):
-    """Rows ``(TILE, BLOCK_DIM)`` of a token-major tensor; zero where a row is negative."""
+def load_rows(ptr, rows, step, channels, DIM: tl.constexpr, MASKED: tl.constexpr):
+    """Rows ``(TILE, BLOCK_DIM)`` of a token-major tensor; zero where a row is negative.
+
+    Without ``MASKED`` no row is negative.
+    """
+    ptr += rows[:, None] * step + channels[None, :]
+    if MASKED:
+        return tl.load(ptr, mask=(rows >= 0)[:, None] & (channels < DIM)[None, :], other=0.0)
+    if channels.shape[0] > DIM:
+        return tl.load(ptr, mask=(channels < DIM)[None, :], other=0.0)
+    return tl.load(ptr)
+
+
+@triton.jit
+def store_rows(ptr, values, rows, step, channels, DIM: tl.constexpr):
+    """Writes what :func:`load_rows` reads."""
+    ptr += rows[:, None] * step + channels[None, :]
     mask = (rows >= 0)[:, None] & (channels < DIM)[None, :]
-    return tl.load(ptr + rows[:, None] * step + channels[None, :], mask=mask, other=0.0)
+    tl.store(ptr, values.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def may_see(query_rows, key_rows, query_regions, key_regions, HAS_REGIONS: tl.constexpr):
-    """Which query of a tile may see which key, ``(queries, keys)``."""
-    allowed = (query_rows >= 0)[:, None] & (key_rows >= 0)[None, :]
+def may_see(key_rows, query_regions, key_regions, HAS_REGIONS: tl.constexpr):
+    """Which query of a tile may see which key, ``(queries or 1, keys)``."""
+    allowed = (key_rows >= 0)[None, :]
     if HAS_REGIONS:
         same = query_regions[:, None] == key_regions[None, :]
         allowed = allowed & (same | (key_regions == 0)[None, :])
@@ -34,17 +45,8 @@ def may_see(query_rows, key_rows, query_regions, key_regions, HAS_REGIONS: tl.co
 
 
 @triton.jit
-def store_rows(ptr, values, rows, step, channels, DIM: tl.constexpr):
-    """What :func:`load_rows` reads."""
-    mask = (rows >= 0)[:, None] & (channels < DIM)[None, :]
-    ptr += rows[:, None] * step + channels[None, :]
-    tl.store(ptr, values.to(ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def attend_to_slots(
     query,
-    query_rows,
     query_regions,
     total,
     largest,
@@ -74,7 +76,7 @@ def attend_to_slots(
     for start in range(FIRST, LAST, TILE):
         slots = start + tl.arange(0, TILE)
         rows = tl.load(slots_ptr + slots)
-        key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM)
+        key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM, MASKED)
         bias = tl.load(bias_ptr + slots[None, :]).to(tl.float32)
         products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
@@ -82,14 +84,14 @@ def attend_to_slots(
             regions = rows
             if HAS_REGIONS:
                 regions = tl.load(regions_ptr + slots)
-            allowed = may_see(query_rows, rows, query_regions, regions, HAS_REGIONS)
+            allowed = may_see(rows, query_regions, regions, HAS_REGIONS)
             scores = tl.where(allowed, scores, float('-inf'))
         new_largest = tl.maximum(largest, tl.max(scores, 1))
         # A query that has seen no key yet must not subtract infinity from infinity.
         base = tl.where(new_largest == float('-inf'), 0.0, new_largest)
         weights = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(largest - base)
-        value = load_rows(qkv_ptr + 2 * CHANNELS, rows, STEP, channels, DIM)
+        value = load_rows(qkv_ptr + 2 * CHANNELS, rows, STEP, channels, DIM, MASKED)
         total = total * shrink + tl.sum(weights, 1)
         out = tl.dot(
             weights.to(value.dtype), value, out * shrink[:, None], input_precision=PRECISION
@@ -131,7 +133,7 @@ def forward_kernel(
     places = tile * TILE + tl.arange(0, TILE)
     channels = tl.arange(0, BLOCK_DIM)
     rows = tl.load(queries_ptr + window * QUERIES + places)
-    query = load_rows(qkv_ptr, rows, step, channels, DIM)
+    query = load_rows(qkv_ptr, rows, step, channels, DIM, True)
     bias_ptr += ((head * QUERIES + places) * SLOTS)[:, None]
     regions = rows
     if HAS_REGIONS:
@@ -144,12 +146,12 @@ def forward_kernel(
     out = tl.zeros([TILE, BLOCK_DIM], tl.float32)
     if OPEN_SLOTS > 0:
         total, largest, out = attend_to_slots(
-            query, rows, regions, total, largest, out,
+            query, regions, total, largest, out,
             qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
             step, HEADS * DIM, DIM, BLOCK_DIM, 0, OPEN_SLOTS, TILE, False, False, PRECISION,
         )  # fmt: skip
     total, largest, out = attend_to_slots(
-        query, rows, regions, total, largest, out,
+        query, regions, total, largest, out,
         qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
         step, HEADS * DIM, DIM, BLOCK_DIM, OPEN_SLOTS, SLOTS, TILE, True, HAS_REGIONS, PRECISION,
     )  # fmt: skip
@@ -187,21 +189,19 @@ def run_forward(
             keys.num_map_tokens,
             **constants(layout, heads, dim),
             OPEN_SLOTS=layout.open_slots,
-            num_warps=NUM_WARPS,
-            num_stages=NUM_STAGES,
+            **QUERY_LAUNCH[qkv.element_size()].options(),
         )
     return out, lse
 
 
-def constants(layout: Layout, heads: int, dim: int) -> dict[str, int | bool | str]:
+def constants(layout: Layout, heads: int, dim: int) -> dict[str, int]:
     """What kernels are compiled for: the same for all sizes of a stage's map."""
     return dict(
         HEADS=heads,
         DIM=dim,
-        BLOCK_DIM=triton.next_power_of_2(dim),
+        BLOCK_DIM=max(16, triton.next_power_of_2(dim)),  # the least that tl.dot takes
         QUERIES=layout.queries.shape[1],
         SLOTS=layout.slots.shape[1],
         TILE=TILE,
         HAS_REGIONS=layout.regions is not None,
-        PRECISION=PRECISION,
     )

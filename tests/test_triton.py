@@ -1,0 +1,206 @@
+"""Triton kernels without a GPU: run by Triton's interpreter, and compiled for two of NVIDIA's.
+
+On a GPU test_focal_attention.py runs them as they are. ``python tests/test_triton.py`` prints what
+the compiled kernels need.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+triton = pytest.importorskip('triton', reason='Triton is not installed')
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mmfocal.geometry import FocalGeometry
+from mmfocal.ops.triton import backward_pass, forward_pass
+from mmfocal.ops.triton.layout import KEY_LAUNCH, QUERY_LAUNCH, SUM_WARPS, layout_of
+
+ROOT = Path(__file__).parents[1]
+POINTERS = {torch.bfloat16: '*bf16', torch.float16: '*fp16', torch.float32: '*fp32'}
+ARCHITECTURES = (80, 90)
+
+
+@pytest.mark.parametrize(
+    'arguments, at_least',
+    [
+        (['tests/test_focal_attention.py', '-k', 'triton and not compiled_graph'], 60),
+        (['tests/test_checkpoint.py', '-k', 'triton and three_levels and small'], 1),
+    ],
+    ids=['semantics', 'golden case'],
+)
+def test_interpreted_kernels_pass(arguments, at_least):
+    """The interpreter is chosen when kernels are defined, hence a process of its own."""
+    env = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
+    env.pop('MMFOCAL_GOLDEN', None)
+    command = [sys.executable, '-m', 'pytest', *arguments, '--show-capture=no', '-rf']
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    passed = re.search(r'(\d+) passed', done.stdout)
+    assert done.returncode == 0 and passed, done.stdout[-3000:] + done.stderr[-3000:]
+    assert int(passed[1]) >= at_least
+
+
+class Compiled(NamedTuple):
+    """What a kernel needs on an architecture."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    exponentials: int
+    ptx: str
+
+
+# Stage 1 of the detection setting.
+GEOMETRY = FocalGeometry(focal_window=15)
+SHAPE = dict(HEADS=3, DIM=32, BLOCK_DIM=32, QUERIES=64, SLOTS=448, TILE=64, HAS_REGIONS=False)
+KERNELS = {
+    'forward': (forward_pass.forward_kernel, dict(OPEN_SLOTS=128), QUERY_LAUNCH),
+    'query gradient': (backward_pass.query_grad_kernel, dict(OPEN_SLOTS=128), QUERY_LAUNCH),
+    'key gradient': (
+        backward_pass.key_grad_kernel,
+        dict(LISTED=394, BIAS_NEEDS_GRAD=True),
+        KEY_LAUNCH,
+    ),
+    'sum by token': (
+        backward_pass.sum_by_token_kernel,
+        dict(
+            LISTED=394,
+            QUERY_TILES=1,
+            BLOCK_CHANNELS=backward_pass.SUM_CHANNELS,
+            BLOCK_ENTRIES=backward_pass.POOLED_PLACES,
+            CLEAR_QUERIES=True,
+        ),
+        None,
+    ),
+}
+
+
+def compile_for(kernel, dtype, architecture):
+    """Compiles a kernel to machine code and reads the assembler's report."""
+    function, constants, launches = KERNELS[kernel]
+    options = dict(num_warps=SUM_WARPS, num_stages=3)
+    if launches is not None:
+        options = launches[dtype.itemsize].options()
+        constants = constants | dict(PRECISION=options.pop('PRECISION'))
+    constants = {n: v for n, v in (SHAPE | constants).items() if n in function.arg_names}
+    types = dict.fromkeys(('scale', 'scale_log2'), 'fp32')
+    types |= dict.fromkeys(('queries_ptr', 'slots_ptr', 'entries_ptr', 'offsets_ptr'), '*i32')
+    types |= dict.fromkeys(('lse_ptr', 'delta_ptr', 'grad_bias_ptr'), '*fp32')
+    types['regions_ptr'] = '*i8'
+    types['bias_ptr'] = '*fp32' if dtype == torch.float32 else '*fp16'
+    types |= dict.fromkeys(constants, 'constexpr')
+    names = function.arg_names
+    pointers = [n for n in names if n.endswith('_ptr')]
+    signature = {n: types.get(n, POINTERS[dtype] if n in pointers else 'i32') for n in names}
+    source = ASTSource(
+        fn=function,
+        signature=signature,
+        constexprs={(names.index(n),): value for n, value in constants.items()},
+        attrs={(names.index(n),): [['tt.divisibility', 16]] for n in pointers},
+    )
+    options = {name: value for name, value in options.items() if value is not None}
+    made = triton.compile(source, target=GPUTarget('cuda', architecture, 32), options=options)
+    report = assemble(made.asm['ptx'])
+    spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', report)
+    return Compiled(
+        registers=int(re.search(r'Used (\d+) registers', report)[1]),
+        spilled_bytes=max(map(int, spills.groups())),
+        shared_bytes=made.metadata.shared,
+        exponentials=len(re.findall(r'ex2\.approx', made.asm['ptx'])),
+        ptx=made.asm['ptx'],
+    )
+
+
+def assemble(ptx):
+    """What the assembler that comes with Triton says; of two, the one that knows this PTX."""
+    architecture = re.search(r'\.target (\w+)', ptx)[1]
+    tools = triton.knobs.nvidia
+    failures = []
+    for tool in (tools.ptxas, getattr(tools, 'ptxas_blackwell', None)):
+        if tool is None:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, 'kernel.ptx')
+            file.write_text(ptx)
+            command = [
+                tool.path,
+                '-v',
+                f'-arch={architecture}',
+                file,
+                '-o',
+                file.with_suffix('.o'),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stderr
+        failures.append(done.stderr)
+    raise RuntimeError('\n'.join(failures))
+
+
+@pytest.mark.parametrize('architecture', ARCHITECTURES)
+@pytest.mark.parametrize('dtype', POINTERS, ids=str)
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_kernels_compile_to_what_was_planned(kernel, dtype, architecture):
+    made = compile_for(kernel, dtype, architecture)
+    loops = 2 if kernel in ('forward', 'query gradient') else 1  # all seen, and masked
+    if dtype.itemsize == 2:
+        assert made.spilled_bytes == 0
+        # Four programs of four warps share the 65,536 registers of a multiprocessor, or two.
+        assert made.registers <= (255 if kernel == 'key gradient' else 128)
+        # Of each score one exponential is taken, not two to change its layout; and in the forward
+        # pass one of each row's largest score.
+        scores = loops * 64 * 64 // 128
+        extra = {'forward': (2, 8), 'sum by token': (-scores, -scores)}.get(kernel, (0, 0))
+        assert scores + extra[0] <= made.exponentials <= scores + extra[1]
+    if architecture == 90 and kernel != 'sum by token' and dtype.itemsize == 2:
+        assert 'wgmma.mma_async' in made.ptx
+    if kernel in ('forward', 'query gradient'):
+        assert 'cp.async' in made.ptx  # gathered rows are on their way while others are used
+
+
+def test_compiled_shape_is_that_of_the_detection_setting():
+    layout = layout_of(GEOMETRY.keys(50, 84), torch.device('cpu'))
+    assert layout.queries.shape[1] == SHAPE['QUERIES'] and layout.slots.shape[1] == SHAPE['SLOTS']
+    assert layout.num_slots == 394 and layout.open_slots == 128 and layout.regions is None
+
+
+@pytest.mark.parametrize('size', [(3, 8), (15, 15)])
+@pytest.mark.parametrize('shift', [0, 3])
+def test_layout_holds_the_keys_and_nothing_else(size, shift):
+    geometry = FocalGeometry(focal_window=3, shift_size=shift)
+    keys = geometry.keys(*size)
+    tables, layout = keys.tables(), layout_of(keys, torch.device('cpu'))
+    listed = layout.slots[:, : keys.num_keys]
+    assert torch.equal(listed >= 0, tables.valid)
+    assert torch.equal(listed[tables.valid].long(), tables.index[tables.valid])
+    assert (layout.slots[:, keys.num_keys :] == -1).all()
+    assert torch.equal(layout.queries[:, :49].long(), tables.queries)
+    assert (layout.queries[:, 49:] == -1).all()
+    assert tables.allowed()[..., : layout.open_slots].all()
+    assert (layout.open_slots > 0) == (shift == 0)
+
+
+def print_table():
+    print(f'triton {triton.__version__}')
+    print('| kernel | inputs | for | registers | spilled | shared memory | exponentials |')
+    print('|---|---|---|---|---|---|---|')
+    for kernel in KERNELS:
+        for dtype in POINTERS:
+            for architecture in ARCHITECTURES:
+                made = compile_for(kernel, dtype, architecture)
+                print(
+                    f'| {kernel} | {str(dtype)[6:]} | sm_{architecture} | {made.registers} | '
+                    f'{made.spilled_bytes} B | {made.shared_bytes / 1024:.0f} KB | '
+                    f'{made.exponentials} |'
+                )
+
+
+if __name__ == '__main__':
+    print_table()
