@@ -1,5 +1,7 @@
 """Behaviours of focal attention, each on every backend."""
 
+from itertools import product
+
 import numpy as np
 import oracle
 import pytest
@@ -61,9 +63,13 @@ def run(packed, keys, bias, backend, **kwargs):
 
 @pytest.fixture(autouse=True, params=['whole', 'chunks'])
 def chunk_size(request, monkeypatch):
-    """All windows at once, and a few at a time with a smaller rest at the end."""
+    """All windows and heads at once, and a few at a time with a smaller rest at the end."""
     if request.param == 'chunks':
         monkeypatch.setattr(gather_sdpa_module, 'CPU_CHUNK_BYTES', 20_000)
+        if 'triton' in BACKENDS:
+            from mmfocal.ops.triton import backward_pass
+
+            monkeypatch.setattr(backward_pass, 'WORKSPACE_BYTES', 20_000)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -101,12 +107,16 @@ def test_gradients_are_those_of_finite_differences(backend, name):
     )
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('name', GEOMETRIES)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'dtype, backend',
+    [
+        (dtype, backend)
+        for dtype, backend in product((torch.float32, torch.bfloat16, torch.float16), BACKENDS)
+        if why_not(backend, DEVICE, dtype, HEAD_DIM) is None
+    ],
+)
 def test_lower_precision_follows_float64(backend, name, dtype):
-    if reason := why_not(backend, DEVICE, dtype, 16):
-        pytest.skip(f'{backend} declines: {reason}')
     exact, keys, exact_bias = random_case(GEOMETRIES[name], (9, 10), heads=5, dim=16)
     packed = exact.detach().to(dtype).requires_grad_()
     bias = exact_bias.detach().float().requires_grad_()  # as autocast hands it over
@@ -122,6 +132,30 @@ def test_lower_precision_follows_float64(backend, name, dtype):
     assert out.dtype == packed.grad.dtype == dtype and bias.grad.dtype == torch.float32
     tolerance = 16 * torch.finfo(dtype).eps
     for got, want in ((out, expected), (packed.grad, exact.grad), (bias.grad, exact_bias.grad)):
+        assert (got.double() - want).norm() <= tolerance * want.norm()
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize(
+    'geometry, head_dim',
+    [
+        (FocalGeometry(window_size=8, expand_size=0, focal_level=1), 8),  # 64 keys: one tile
+        (FocalGeometry(window_size=8, expand_size=0, focal_window=1), 24),  # 65
+        (FocalGeometry(window_size=7, expand_size=1, focal_level=1), 32),  # 81, 20 of them twice
+        (FocalGeometry(window_size=12, expand_size=2, focal_window=3), 64),  # 144 queries
+    ],
+    ids=['64x8', '65x24', '81x32', '265x64'],
+)
+def test_numbers_of_keys_and_head_dims(backend, geometry, head_dim):
+    dtype, tolerance = finest(backend)
+    exact, keys, exact_bias = random_case(geometry, (9, 7), batch=1, heads=1, dim=head_dim)
+    packed, bias = (t.detach().to(dtype).requires_grad_() for t in (exact, exact_bias))
+    expected = run(exact, keys, exact_bias, 'reference')
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, (exact, exact_bias), upstream)
+    out = run(packed, keys, bias, backend)
+    grads = torch.autograd.grad(out, (packed, bias), upstream.to(dtype))
+    for got, want in zip((out, *grads), (expected, *wanted), strict=True):
         assert (got.double() - want).norm() <= tolerance * want.norm()
 
 
@@ -200,6 +234,55 @@ def test_two_runs_are_equal_bit_for_bit(backend, name):
         out = run(packed, keys, bias, backend)
         runs.append((out, *torch.autograd.grad(out, (packed, bias), upstream)))
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize('backend', [b for b in BACKENDS if b != 'reference'])
+@pytest.mark.parametrize('name', ['published', 'mask', 'keyless'])
+def test_scratch_memory_is_written_before_it_is_read(backend, name, monkeypatch):
+    packed, keys, bias = random_case(GEOMETRIES[name], (5, 6), dtype=torch.float32)
+
+    def out_and_grads():
+        out = run(packed, keys, bias, backend)
+        return out, *torch.autograd.grad(out.square().sum(), (packed, bias))
+
+    expected = out_and_grads()
+    new_empty, empty_like = torch.Tensor.new_empty, torch.empty_like
+    made = []
+
+    def poisoned(make):
+        def make_poisoned(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            made.append(tensor)
+            return tensor.fill_(float('nan')) if tensor.is_floating_point() else tensor
+
+        return make_poisoned
+
+    monkeypatch.setattr(torch.Tensor, 'new_empty', poisoned(new_empty))
+    monkeypatch.setattr(torch, 'empty_like', poisoned(empty_like))
+    got = out_and_grads()
+    assert len(made) >= 3
+    assert all(torch.equal(first, second) for first, second in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_masked_padding_may_hold_anything(backend):
+    dtype, tolerance = finest(backend)
+    geometry = FocalGeometry(window_size=4, expand_size=2, focal_window=3, border='mask')
+    packed, keys, bias = random_case(geometry, (5, 6), dtype=dtype)
+    upstream = torch.randn(2, keys.num_map_tokens, 3, HEAD_DIM, device=DEVICE, dtype=dtype)
+    out = run(packed, keys, bias, backend)
+    expected = torch.autograd.grad(out, (packed, bias), upstream)
+
+    rows, cols = (torch.arange(8, device=DEVICE) < side for side in (5, 6))
+    padding = ~(rows[:, None] & cols).flatten()
+    changed = packed.detach().clone()
+    changed[:, : keys.num_map_tokens, 1:][:, padding] = 1e4  # keys and values
+    changed.requires_grad_()
+    again = run(changed, keys, bias, backend)
+    grads = torch.autograd.grad(again, (changed, bias), upstream)
+    torch.testing.assert_close(again, out, rtol=tolerance, atol=tolerance)
+    for grad, wanted in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

@@ -1,6 +1,7 @@
 """The backbone: sizes, settings, freezing, and equality with Swin where both are the same."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -233,3 +234,36 @@ def test_wrong_setting_is_named(kwargs, message):
 def test_setting_of_wrong_type_is_named():
     with pytest.raises(TypeError, match=r'stage 0 .*window_size must be an int, got 7\.0'):
         small(window_size=(7.0, 7, 7, 7))
+
+
+def compiler_and_eager_agree(model, compiled, image):
+    """Outputs and gradients of both."""
+    runs = []
+    for run in (model, compiled):
+        outs = run(image)
+        score = sum(out.square().mean() for out in outs)
+        runs.append([*outs, *torch.autograd.grad(score, list(run.parameters()))])
+    for got, expected in zip(*runs, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which('c++') is None, reason='torch.compile needs a C++ compiler on a CPU'
+)
+
+
+@needs_compiler
+def test_compiled_backbone_is_one_graph_and_the_eager_one():
+    model = small(use_shift=True, out_indices=(0, 1))
+    compiled = torch.compile(model, fullgraph=True)
+    compiler_and_eager_agree(model, compiled, torch.randn(2, 3, 60, 100))
+
+
+@needs_compiler
+def test_compiled_blocks_serve_every_size():
+    settings = dict(arch=dict(embed_dims=8, depths=(1,), num_heads=(2,)), out_indices=(0,))
+    settings |= dict(focal_windows=5, focal_levels=2, focal_stages=(0,), expand_sizes=3)
+    model, compiled = (small(**settings, compile_blocks=flag) for flag in (False, True))
+    assert model.state_dict().keys() == compiled.state_dict().keys()
+    for size in ((60, 100), (96, 80), (33, 65)):
+        compiler_and_eager_agree(model, compiled, torch.randn(2, 3, *size))

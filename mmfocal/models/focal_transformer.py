@@ -261,6 +261,9 @@ class FocalTransformer(BaseModule):
         norm_cfg: norm over channels, such as ``dict(type='LN')``.
         act_cfg: activation of the MLPs.
         attention_backend: ``backend`` of :func:`mmfocal.focal_attention`.
+        compile_blocks: whether each block is compiled by :func:`torch.compile`, for symbolic
+            sizes. That takes a minute or two when training begins and seldom again; compiling the
+            whole backbone takes longer, and again for many a size.
         init_cfg: as in mmengine.
 
     Raises:
@@ -308,6 +311,7 @@ class FocalTransformer(BaseModule):
         norm_cfg: dict | None = None,
         act_cfg: dict | None = None,
         attention_backend: str = 'auto',
+        compile_blocks: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -416,6 +420,10 @@ class FocalTransformer(BaseModule):
 
         self.apply(_init_linear)
         self._freeze_stages()
+        if compile_blocks:
+            for stage in self.stages:
+                for block in stage.blocks:
+                    block.compile(dynamic=True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of the stages in ``out_indices``.

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.logging import print_log
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from mmfocal.geometry import FocalGeometry, FocalKeys
 
@@ -307,6 +308,24 @@ def _under_autocast(qkv: Tensor, bias: Tensor, *call: object) -> tuple[Tensor, T
         return torch.ops.mmfocal.focal_attention(
             qkv.to(torch.get_autocast_dtype(device)), bias, *call
         )
+
+
+@register_flop_formula(torch.ops.mmfocal.focal_attention)
+def _flops(
+    qkv: Sequence[int], bias: Sequence[int], height: int, width: int, *call: Any, **_: Any
+) -> int:
+    """FLOPs of the two products of scores and values; shapes come in place of tensors."""
+    keys = _from_numbers(height, width, *call[:2])
+    batch, _, _, heads, dim = qkv
+    return 4 * batch * keys.num_windows * keys.num_queries * keys.num_keys * heads * dim
+
+
+@register_flop_formula(torch.ops.mmfocal.focal_attention_backward)
+def _backward_flops(
+    grad_out: Sequence[int], qkv: Sequence[int], bias: Sequence[int], *call: Any, **_: Any
+) -> int:
+    """Of five products: the scores anew, and gradients of weights, values, queries and keys."""
+    return _flops(qkv, bias, *call[2:]) * 5 // 2
 
 
 _library = torch.library.Library('mmfocal', 'FRAGMENT')

@@ -1,0 +1,161 @@
+"""What is timed: backbones, and focal attention alone; and the checks that come first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from mmfocal import FocalTransformer
+from mmfocal.geometry import FocalGeometry
+from mmfocal.ops import available_backends, check_backend, focal_attention, why_not
+
+YARDSTICK = 'Swin-T'
+FOCAL_WINDOWS = {
+    'Focal-T': (7, 5, 3, 1),  # as published for classification
+    'Focal-T, detection windows': (15, 13, 9, 7),
+}
+TINY_HEADS = (3, 6, 12, 24)
+HEAD_DIM = 32
+MODES = ('inference', 'training step')
+
+
+def swin_tiny() -> nn.Module:
+    """The Swin-T of MMDetection, the yardstick."""
+    from mmdet.models.backbones.swin import SwinTransformer
+
+    return SwinTransformer(drop_path_rate=0.0)
+
+
+def focal_tiny(name: str, backend: str, compiled: bool = False) -> nn.Module:
+    return FocalTransformer(
+        'tiny',
+        focal_windows=FOCAL_WINDOWS[name],
+        drop_path_rate=0.0,
+        attention_backend=backend,
+        compile_blocks=compiled,
+    )
+
+
+def backbones(
+    backends: Sequence[str] = ('auto',), compiled: bool = False
+) -> dict[str, Callable[[], nn.Module]]:
+    """Makers of the models, by name.
+
+    Args:
+        backends: of attention; Focal-T is there once for each.
+        compiled: whether it is there with compiled blocks, too.
+
+    Raises:
+        ValueError: a backend that does not exist.
+    """
+    makers: dict[str, Callable[[], nn.Module]] = {YARDSTICK: swin_tiny}
+    for backend in backends:
+        check_backend(backend)
+        for name in FOCAL_WINDOWS:
+            label = name if backend == 'auto' else f'{name}, {backend}'
+            makers[label] = partial(focal_tiny, name, backend)
+            if compiled:
+                makers[f'{label}, compiled'] = partial(focal_tiny, name, backend, True)
+    return makers
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast | nullcontext:
+    """As MMEngine's AmpOptimWrapper trains; float32 is left as it is."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def step(model: nn.Module, image: Tensor, mode: str, dtype: torch.dtype) -> None:
+    """Inference, or a training step without optimizer.
+
+    Args:
+        model: backbone.
+        image: float ``(B, 3, H, W)``.
+        mode: one of :data:`MODES`.
+        dtype: of autocast; float32 for none.
+    """
+    training = mode == 'training step'
+    model.train(training)
+    with torch.set_grad_enabled(training), autocast(image.device, dtype):
+        outs = model(image)
+    if training:
+        sum(out.float().mean() for out in outs).backward()
+        model.zero_grad()
+
+
+def runnable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
+    return [name for name in available_backends() if not why_not(name, device, dtype, HEAD_DIM)]
+
+
+def attention_calls(
+    stage: int,
+    size: tuple[int, int],
+    focal_windows: tuple[int, ...],
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    mode: str,
+) -> dict[str, Callable[[], None]]:
+    """One call of focal attention in a stage of Focal-T, by backend.
+
+    Args:
+        stage: counted from 0.
+        size: of the image, in pixels.
+    """
+    stride, heads = 4 * 2**stage, TINY_HEADS[stage]
+    keys = FocalGeometry(focal_window=focal_windows[stage]).keys(
+        *((side + stride - 1) // stride for side in size)
+    )
+    training = mode == 'training step'
+    qkv = torch.randn(batch, keys.num_tokens, 3, heads, HEAD_DIM, device=device).to(dtype)
+    bias = torch.randn(heads, keys.num_queries, keys.num_keys, device=device)
+    qkv.requires_grad_(training)
+    bias.requires_grad_(training)
+
+    def call(backend: str) -> None:
+        out = focal_attention(qkv, keys, bias, backend=backend)
+        if training:
+            torch.autograd.grad(out, (qkv, bias), torch.ones_like(out))
+
+    return {name: partial(call, name) for name in runnable_backends(device, dtype)}
+
+
+class ParityError(RuntimeError):
+    """A backend does not compute focal attention, so that its time means nothing."""
+
+
+def check_parity(device: torch.device, dtype: torch.dtype) -> None:
+    """Compares every backend that can run with the reference in float64, before any is timed.
+
+    Raises:
+        ParityError: an output or a gradient differs by more than its precision explains.
+    """
+    for geometry in (
+        FocalGeometry(focal_window=3),
+        FocalGeometry(focal_window=3, shift_size=3, border='mask'),
+    ):
+        keys = geometry.keys(11, 17)
+        qkv = torch.randn(2, keys.num_tokens, 3, 2, HEAD_DIM, dtype=torch.float64, device=device)
+        bias = torch.randn(2, keys.num_queries, keys.num_keys, dtype=torch.float64, device=device)
+        upstream = torch.randn(2, keys.num_map_tokens, 2, HEAD_DIM, device=device).double()
+        expected = _out_and_grads(qkv, keys, bias, upstream, 'reference')
+        for backend in runnable_backends(device, dtype):
+            got = _out_and_grads(qkv.to(dtype), keys, bias.float(), upstream.to(dtype), backend)
+            for name, ours, right in zip(('out', 'qkv', 'bias'), got, expected, strict=True):
+                error = float((ours.double() - right).norm() / right.norm())
+                if not error < 16 * torch.finfo(dtype).eps:
+                    raise ParityError(
+                        f'{backend} is off by {error:.1e} ({name}, {dtype}) from the reference '
+                        'in float64; nothing was timed'
+                    )
+
+
+def _out_and_grads(
+    qkv: Tensor, keys: object, bias: Tensor, upstream: Tensor, backend: str
+) -> tuple[Tensor, ...]:
+    qkv, bias = qkv.detach().requires_grad_(), bias.detach().requires_grad_()
+    out = focal_attention(qkv, keys, bias, backend=backend)
+    return out.detach(), *torch.autograd.grad(out, (qkv, bias), upstream)

@@ -1,0 +1,244 @@
+"""The parts of a benchmark, each from measuring to its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cases import FOCAL_WINDOWS, MODES, YARDSTICK, attention_calls, step
+from .measure import (
+    OpMeter,
+    Spread,
+    added_memory,
+    bandwidth,
+    growth,
+    interleaved,
+    matrix_rate,
+    ratios,
+)
+
+Size = tuple[int, int]
+DETECTION = 'Focal-T, detection windows'
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure, on what.
+
+    Attributes:
+        makers: of the models, by name; the yardstick among them.
+        sizes: height and width of images in pixels.
+        growth_sizes: likewise, for the growth of time with the image.
+        batch: images at once.
+        runs: counted runs of each candidate.
+        device: where everything runs.
+        dtype: of autocast; float32 for none.
+        memory_of: bytes that a training step of a model adds for an image of a size.
+    """
+
+    makers: Mapping[str, Callable[[], nn.Module]]
+    sizes: Sequence[Size]
+    growth_sizes: Sequence[Size]
+    batch: int
+    runs: int
+    device: torch.device
+    dtype: torch.dtype
+    memory_of: Callable[[str, Size], int]
+
+    def image(self, size: Size) -> Tensor:
+        return torch.randn(self.batch, 3, *size, device=self.device)
+
+    def models(self) -> dict[str, nn.Module]:
+        return {name: make().to(self.device) for name, make in self.makers.items()}
+
+
+@dataclass
+class Report:
+    """Tables as they are finished: printed at once, kept for a file; and the numbers in them."""
+
+    lines: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def say(self, *lines: str) -> None:
+        print(*lines, sep='\n', flush=True)
+        self.lines += lines
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        self.say('', f'**{title}**', '', '| ' + ' | '.join(header) + ' |')
+        self.say('|' + '---|' * len(header), *('| ' + ' | '.join(row) + ' |' for row in rows))
+
+
+def time_models(report: Report, settings: Settings) -> None:
+    """Inference and training step of each model and size."""
+    models = settings.models()
+    results = report.data.setdefault('models', [])
+    for mode in MODES:
+        rows = []
+        for size in settings.sizes:
+            image = settings.image(size)
+            calls = {name: _step(model, image, mode, settings) for name, model in models.items()}
+            seconds = interleaved(calls, settings.runs, settings.device)
+            results += [
+                dict(mode=mode, size=size, model=name, seconds=times)
+                for name, times in seconds.items()
+            ]
+            against = ratios(seconds, YARDSTICK)
+            rows += [
+                [_size(size), name, _milliseconds(Spread.of(times)), _ratio(against[name])]
+                for name, times in seconds.items()
+            ]
+        report.table(mode.capitalize(), ['pixels', 'model', 'time', f'over {YARDSTICK}'], rows)
+
+
+def measure_memory(report: Report, settings: Settings) -> None:
+    """What a training step of each model adds at its peak."""
+    rows, results = [], report.data.setdefault('memory', [])
+    for size in settings.sizes:
+        added = {name: settings.memory_of(name, size) for name in settings.makers}
+        for name, value in added.items():
+            results.append(dict(size=size, model=name, bytes=value))
+            ratio = value / max(added[YARDSTICK], 1)
+            rows.append([_size(size), name, f'{value / 2**20:.0f} MB', f'{ratio:.2f}'])
+    header = ['pixels', 'model', 'added at the peak', f'over {YARDSTICK}']
+    report.table('Memory of a training step', header, rows)
+
+
+def memory_of_step(
+    make: Callable[[], nn.Module], size: Size, batch: int, device: torch.device, dtype: torch.dtype
+) -> int:
+    """Bytes that a training step adds to a model and its image. On a CPU for fresh processes."""
+    model, mode = make().to(device), 'training step'
+    step(model, torch.randn(batch, 3, 64, 64, device=device), mode, dtype)
+    image = torch.randn(batch, 3, *size, device=device)
+    return added_memory(lambda: step(model, image, mode, dtype), device)
+
+
+def time_op(report: Report, settings: Settings) -> None:
+    """Focal attention alone, backend against backend, in the largest of the images."""
+    size = max(settings.sizes, key=lambda size: size[0] * size[1])
+    results = report.data.setdefault('op', [])
+    for mode in MODES:
+        rows = []
+        for stage in range(4):
+            calls = attention_calls(
+                stage,
+                size,
+                FOCAL_WINDOWS[DETECTION],
+                settings.batch,
+                settings.device,
+                settings.dtype,
+                mode,
+            )
+            seconds = interleaved(calls, settings.runs, settings.device)
+            against = ratios(seconds, 'reference')
+            for name, times in seconds.items():
+                results.append(dict(mode=mode, stage=stage, backend=name, seconds=times))
+                spread = Spread.of(times)
+                rows.append([str(stage), name, _milliseconds(spread), _ratio(against[name])])
+        title = f'Focal attention alone, {mode}, {_size(size)}, detection windows'
+        report.table(title, ['stage', 'backend', 'time', 'over reference'], rows)
+
+
+def measure_growth(report: Report, settings: Settings) -> None:
+    """How time grows with pixels."""
+    models = settings.models()
+    results, rows = report.data.setdefault('growth', []), []
+    pixels = [height * width for height, width in settings.growth_sizes]
+    for mode in MODES:
+        # All sizes of all models in turn: drift of the machine would look like growth.
+        calls = {
+            (name, size): _step(model, settings.image(size), mode, settings)
+            for size in settings.growth_sizes
+            for name, model in models.items()
+        }
+        seconds = interleaved(calls, settings.runs, settings.device)
+        for name in models:
+            times = [Spread.of(seconds[name, size]).median for size in settings.growth_sizes]
+            per_pixel = [time / count for time, count in zip(times, pixels, strict=True)]
+            exponent = growth(pixels, times)
+            results.append(dict(mode=mode, model=name, pixels=pixels, seconds=times, fit=exponent))
+            reached = [f'{1e9 * value:.0f}' for value in per_pixel]
+            grown = per_pixel[-1] / per_pixel[_middle(pixels)]
+            rows.append([mode, name, *reached, f'{grown:.2f}', f'{exponent:.2f}'])
+    sizes = [_size(size) for size in settings.growth_sizes]
+    base, top = settings.growth_sizes[_middle(pixels)], settings.growth_sizes[-1]
+    report.table(
+        'Growth with the image: nanoseconds per pixel',
+        ['mode', 'model', *sizes, f'{_size(top)} over {_size(base)}', 'exponent'],
+        rows,
+    )
+
+
+def _middle(pixels: Sequence[int]) -> int:
+    """Place of 448 x 448, or of the smallest size if that is not among them."""
+    return pixels.index(448 * 448) if 448 * 448 in pixels else 0
+
+
+def compare_with_limits(report: Report, settings: Settings) -> None:
+    """A training step operator by operator, and the least time that the machine could take."""
+    size = max(settings.sizes, key=lambda size: size[0] * size[1])
+    rate = matrix_rate(settings.device, settings.dtype)
+    copying = bandwidth(settings.device)
+    report.data['limits'] = dict(flops_per_second=rate, bytes_per_second=copying, models=[])
+    report.say(
+        '',
+        f'Measured limits: products {rate / 1e9:.0f} GFLOP/s, copies {copying / 1e9:.1f} GB/s.',
+    )
+    for name, model in settings.models().items():
+        image = settings.image(size)
+        run = _step(model, image, 'training step', settings)
+        run()
+        meter = OpMeter(settings.device)
+        with meter:
+            run()
+        groups = sorted(meter.groups.items(), key=lambda item: -item[1].seconds)
+        report.data['limits']['models'].append(
+            dict(model=name, size=size, groups={key: asdict(group) for key, group in groups})
+        )
+        total = sum(group.seconds for _, group in groups)
+        rows = []
+        for key, group in groups:
+            least = max(group.flops / rate, group.bytes / copying)
+            rows.append(
+                [
+                    key,
+                    str(group.calls),
+                    f'{1e3 * group.seconds:.0f} ms',
+                    f'{group.seconds / total:.0%}',
+                    f'{group.flops / 1e9:.1f}',
+                    f'{group.bytes / 1e9:.2f}',
+                    f'{1e3 * least:.0f} ms',
+                ]
+            )
+        header = ['operators', 'calls', 'time', 'share', 'GFLOP', 'GB', 'least time']
+        report.table(f'{name}, training step, {_size(size)}: time and its limit', header, rows)
+
+
+PARTS: dict[str, Callable[[Report, Settings], None]] = {
+    'models': time_models,
+    'memory': measure_memory,
+    'op': time_op,
+    'growth': measure_growth,
+    'limits': compare_with_limits,
+}
+
+
+def _step(model: nn.Module, image: Tensor, mode: str, settings: Settings) -> Callable[[], None]:
+    return lambda: step(model, image, mode, settings.dtype)
+
+
+def _size(size: Size) -> str:
+    return 'x'.join(map(str, size))
+
+
+def _milliseconds(spread: Spread) -> str:
+    least, most = (f'{1e3 * value:.0f}' for value in (spread.least, spread.most))
+    return f'{1e3 * spread.median:.1f} ms ({least} to {most})'
+
+
+def _ratio(spread: Spread) -> str:
+    return f'{spread.median:.2f} ({spread.least:.2f} to {spread.most:.2f})'

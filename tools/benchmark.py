@@ -1,0 +1,175 @@
+"""Times backbones and focal attention: against MMDetection's Swin-T, and backend against backend.
+
+All candidates run in turn, so that the ratios hold on a machine whose speed drifts. Before
+anything is timed, every backend is compared with the reference in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import _startup
+
+if TYPE_CHECKING:
+    from mmfocal.benchmark.parts import Report
+
+PARTS = ('models', 'memory', 'op', 'growth', 'limits')
+DTYPES = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        '--parts',
+        nargs='+',
+        choices=PARTS,
+        default=list(PARTS),
+        help='models: time of backbones; memory: what a training step adds; op: attention alone; '
+        'growth: time against pixels; limits: a training step operator by operator',
+    )
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        type=size_in_pixels,
+        default=[(side, side) for side in (224, 448, 896)] + [(800, 1344)],
+        metavar='SIDE|HxW',
+        help='images, in pixels',
+    )
+    parser.add_argument(
+        '--growth-sizes',
+        nargs='+',
+        type=size_in_pixels,
+        default=[(side, side) for side in (224, 448, 896, 1792)],
+        metavar='SIDE|HxW',
+    )
+    parser.add_argument('--batch', type=int, default=1, help='images at once')
+    parser.add_argument('--runs', type=int, default=7, help='counted runs of each candidate')
+    parser.add_argument(
+        '--device', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)'
+    )
+    parser.add_argument('--dtype', choices=DTYPES, default='fp32', help='16-bit ones by autocast')
+    parser.add_argument(
+        '--backends',
+        nargs='+',
+        default=['auto'],
+        help='attention backends of the models, such as auto reference',
+    )
+    parser.add_argument('--compile', action='store_true', help='add models with compiled blocks')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write all runs')
+    parser.add_argument('--markdown', type=Path, metavar='FILE', help='write the tables')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw times (.png or .svg)')
+    parser.add_argument(
+        '--quick', action='store_true', help='small images, two runs: a first look'
+    )
+    # For the processes that it starts itself: a CPU shows the peak of a process only once.
+    parser.add_argument('--memory-of', nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.sizes, args.growth_sizes, args.runs = [(64, 64)], [(64, 64), (128, 128)], 2
+    if args.runs < 1 or args.batch < 1:
+        parser.error('--runs and --batch must be at least 1')
+    return args
+
+
+def size_in_pixels(text: str) -> tuple[int, int]:
+    """'224' or '800x1344' as height and width."""
+    try:
+        sides = tuple(int(side) for side in text.split('x'))
+    except ValueError:
+        sides = ()
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise argparse.ArgumentTypeError(f'expected a side or HxW in pixels, got {text!r}')
+    return (sides[0], sides[-1])
+
+
+def main() -> int:
+    args = parse_args()
+    _startup.check_installation()
+    import torch
+
+    from mmfocal.benchmark.cases import ParityError, backbones, check_parity
+    from mmfocal.benchmark.measure import machine
+    from mmfocal.benchmark.parts import PARTS, Report, Settings, memory_of_step
+    from mmfocal.compat import CORE, check_versions
+
+    try:
+        check_versions((*CORE, 'mmdet'))
+    except ImportError as error:
+        print(f'Swin-T of MMDetection is the yardstick. {error}', file=sys.stderr)
+        return 2
+    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    dtype = getattr(torch, DTYPES[args.dtype])
+    try:
+        makers = backbones(args.backends, args.compile)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if args.memory_of:
+        name, size = args.memory_of
+        print(memory_of_step(makers[name], size_in_pixels(size), args.batch, device, dtype))
+        return 0
+
+    def memory_of(name: str, size: tuple[int, int]) -> int:
+        if device.type == 'cuda':
+            return memory_of_step(makers[name], size, args.batch, device, dtype)
+        asked = ['--memory-of', name, 'x'.join(map(str, size))]
+        options = ['--batch', str(args.batch), '--device', str(device), '--dtype', args.dtype]
+        options += ['--backends', *args.backends, *(['--compile'] if args.compile else [])]
+        command = [sys.executable, __file__, *asked, *options]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        return int(done.stdout.splitlines()[-1])
+
+    settings = Settings(
+        makers,
+        args.sizes,
+        args.growth_sizes,
+        args.batch,
+        args.runs,
+        device,
+        dtype,
+        memory_of,
+    )
+    report = Report()
+    report.data['machine'] = machine(device)
+    report.say(', '.join(f'{name} {value}' for name, value in report.data['machine'].items()))
+    report.say('', f'Batch {args.batch}, {args.dtype}, {args.runs} runs in turn: median (spread).')
+    try:
+        check_parity(device, dtype)
+        for part in args.parts:
+            PARTS[part](report, settings)
+    except ParityError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        report.say('', 'Interrupted: what follows was not measured.')
+    write(report, args)
+    return 0
+
+
+def write(report: Report, args: argparse.Namespace) -> None:
+    """Writes the files that were asked for."""
+    for path in (args.json, args.markdown, args.plot):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if args.json:
+        args.json.write_text(json.dumps(report.data, indent=1) + '\n')
+    if args.markdown:
+        args.markdown.write_text('\n'.join(report.lines) + '\n')
+    if args.plot and report.data.get('models'):
+        import matplotlib
+
+        matplotlib.use('Agg')
+        from mmfocal.visualization.performance import draw_times
+
+        draw_times(report.data['models']).savefig(args.plot, dpi=160)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
