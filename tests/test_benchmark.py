@@ -1,0 +1,148 @@
+"""The benchmark: its arithmetic, its checks, and a first look from end to end."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmfocal import FocalTransformer
+from mmfocal.benchmark.cases import ParityError, attention_calls, check_parity
+from mmfocal.benchmark.measure import OpMeter, Spread, added_memory, growth, interleaved, ratios
+from mmfocal.geometry import FocalGeometry
+from mmfocal.ops import attention, focal_attention
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device('cpu')
+
+
+def test_calls_run_in_turn_after_one_to_warm_up():
+    order = []
+    calls = {name: lambda name=name: order.append(name) for name in 'AB'}
+    seconds = interleaved(calls, 3, CPU)
+    assert order == ['A', 'B'] * 4
+    assert {name: len(times) for name, times in seconds.items()} == {'A': 3, 'B': 3}
+
+
+def test_ratios_are_taken_run_by_run():
+    # The machine was three times slower in the second run: ratios do not see it.
+    against = ratios({'swin': [1.0, 3.0, 1.0], 'focal': [1.5, 4.5, 2.0]}, 'swin')
+    assert against['focal'] == Spread(1.5, 1.5, 2.0) and against['swin'] == Spread(1, 1, 1)
+
+
+def test_growth_finds_the_exponent():
+    pixels = [100, 400, 1600]
+    assert growth(pixels, [3 * p**1.25 for p in pixels]) == pytest.approx(1.25)
+
+
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs Linux')
+def test_added_memory_is_what_a_step_holds_at_its_peak():
+    def step():
+        torch.ones(2**24).sum()  # 64 MB
+
+    assert 0.9 < added_memory(step, CPU) / 2**26 < 1.3
+
+
+@pytest.mark.parametrize('backend', ['reference', 'gather_sdpa'])
+def test_flops_of_attention_are_those_of_its_products(backend):
+    keys = FocalGeometry(focal_window=3).keys(8, 15)  # padded to 2x3 windows
+    qkv = torch.randn(2, keys.num_tokens, 3, 4, 8, requires_grad=True)
+    bias = torch.randn(4, 49, keys.num_keys, requires_grad=True)
+    product = 2 * 2 * 6 * 4 * 49 * (49 + 120 + 9) * 8  # FLOPs of one, by hand
+    with FlopCounterMode(display=False) as forward:
+        out = focal_attention(qkv, keys, bias, backend=backend)
+    assert forward.get_total_flops() == 2 * product
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    # Backends that keep no scores compute one product anew.
+    assert backward.get_total_flops() == (4 if backend == 'reference' else 5) * product
+
+
+def test_flops_of_a_backbone_are_alike_on_every_backend():
+    counts = {}
+    for backend in ('reference', 'gather_sdpa'):
+        model = FocalTransformer(
+            arch=dict(embed_dims=8, depths=(1, 1), num_heads=(1, 2)),
+            focal_levels=(2, 2),
+            focal_windows=3,
+            expand_sizes=(3, 3),
+            focal_stages=(0, 1),
+            use_shift=False,
+            window_size=(7, 7),
+            out_indices=(0, 1),
+            attention_backend=backend,
+        ).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.randn(1, 3, 56, 56))
+        counts[backend] = counter.get_total_flops()
+    assert counts['reference'] == counts['gather_sdpa'] > 0
+
+
+def test_meter_sees_each_operator_with_its_flops_and_bytes():
+    left, right = torch.randn(4, 6), torch.randn(6, 8)
+    with OpMeter(CPU) as meter:
+        (left @ right).t().relu()
+    groups = meter.groups
+    assert set(groups) == {'linear layers', 'copies, sums and the rest'}  # and no view
+    assert groups['linear layers'].flops == 2 * 4 * 6 * 8
+    assert groups['linear layers'].bytes == 4 * (4 * 6 + 6 * 8 + 4 * 8)
+    assert all(group.calls == 1 and group.seconds > 0 for group in groups.values())
+
+
+def test_parity_check_stops_a_wrong_backend(monkeypatch):
+    check_parity(CPU, torch.float32)
+    wrong = attention.FUSED['gather_sdpa']
+
+    def off_by_a_little(*args):
+        out, lse = wrong.forward(*args)
+        return out * 1.001, lse
+
+    monkeypatch.setitem(attention.FUSED, 'gather_sdpa', wrong._replace(forward=off_by_a_little))
+    with pytest.raises(ParityError, match=r'gather_sdpa is off by .* nothing was timed'):
+        check_parity(CPU, torch.float32)
+
+
+@pytest.mark.parametrize('mode', ['inference', 'training step'])
+def test_every_backend_is_timed_on_the_stages_of_the_model(mode):
+    calls = attention_calls(3, (64, 96), (7, 5, 3, 1), 1, CPU, torch.float32, mode)
+    assert set(calls) == {'gather_sdpa', 'reference'}
+    for call in calls.values():
+        call()
+
+
+def test_quick_benchmark_from_end_to_end(tmp_path):
+    files = {name: tmp_path / 'out' / f'report.{name}' for name in ('json', 'md', 'png')}
+    command = [sys.executable, ROOT / 'tools/benchmark.py', '--quick', '--parts', 'models']
+    command += ['memory', 'op', 'limits']
+    command += ['--json', files['json'], '--markdown', files['md'], '--plot', files['png']]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    data = json.loads(files['json'].read_text())
+    assert data['machine']['torch'] == torch.__version__ and data['machine']['threads'] > 0
+    names = {'Swin-T', 'Focal-T', 'Focal-T, detection windows'}
+    assert {row['model'] for row in data['models']} == names
+    assert {row['model'] for row in data['memory']} == names
+    assert all(len(row['seconds']) == 2 for row in data['models'] + data['op'])
+    groups = {row['model']: row['groups'] for row in data['limits']['models']}
+    assert groups['Focal-T']['attention, backward']['flops'] > 0
+    for title in ('Inference', 'Training step', 'Memory of a training step', 'time and its limit'):
+        assert title in files['md'].read_text() and title in done.stdout
+    assert files['png'].read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--sizes', '3y4'], "expected a side or HxW in pixels, got '3y4'"),
+        (['--backends', 'flash'], "must be one of 'auto', .* got 'flash'"),
+        (['--runs', '0'], 'must be at least 1'),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    command = [sys.executable, ROOT / 'tools/benchmark.py', *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and re.search(message, done.stderr)
