@@ -31,10 +31,14 @@ ARCHITECTURES = (80, 90)
 @pytest.mark.parametrize(
     'arguments, at_least',
     [
-        # In small groups of heads; gradients in all at once, too.
+        # In small groups of heads, and once all at once.
         (
-            ['tests/test_focal_attention.py', '-k', 'triton and (chunks or lower_precision)'],
-            60,
+            [
+                'tests/test_focal_attention.py',
+                '-k',
+                'triton and (chunks or lower_precision and published)',
+            ],
+            50,
         ),
         (['tests/test_checkpoint.py', '-k', 'triton and three_levels and small'], 1),
     ],
@@ -86,14 +90,17 @@ KERNELS = {
 }
 
 
-def compile_for(kernel, dtype, architecture):
+def compile_for(kernel, dtype, architecture, **shape):
     """Compiles a kernel to machine code and reads the assembler's report."""
     function, constants, launches = KERNELS[kernel]
+    shape = SHAPE | shape
+    if not shape['HAS_REGIONS']:
+        shape['regions_ptr'] = None  # as it is launched then
     options = dict(num_warps=SUM_WARPS, num_stages=3)
     if launches is not None:
         options = launches[dtype.itemsize].options()
         constants = constants | dict(PRECISION=options.pop('PRECISION'))
-    constants = {n: v for n, v in (SHAPE | constants).items() if n in function.arg_names}
+    constants = {n: v for n, v in (constants | shape).items() if n in function.arg_names}
     types = dict.fromkeys(('scale', 'scale_log2'), 'fp32')
     types |= dict.fromkeys(('queries_ptr', 'slots_ptr', 'entries_ptr', 'offsets_ptr'), '*i32')
     types |= dict.fromkeys(('lse_ptr', 'delta_ptr', 'grad_bias_ptr'), '*fp32')
@@ -101,7 +108,7 @@ def compile_for(kernel, dtype, architecture):
     types['bias_ptr'] = '*fp32' if dtype == torch.float32 else '*fp16'
     types |= dict.fromkeys(constants, 'constexpr')
     names = function.arg_names
-    pointers = [n for n in names if n.endswith('_ptr')]
+    pointers = [n for n in names if n.endswith('_ptr') and n not in constants]
     signature = {n: types.get(n, POINTERS[dtype] if n in pointers else 'i32') for n in names}
     source = ASTSource(
         fn=function,
@@ -167,6 +174,21 @@ def test_kernels_compile_to_what_was_planned(kernel, dtype, architecture):
         assert 'wgmma.mma_async' in made.ptx
     if kernel in ('forward', 'query gradient'):
         assert 'cp.async' in made.ptx  # gathered rows are on their way while others are used
+
+
+@pytest.mark.parametrize(
+    'shape',
+    [
+        dict(DIM=24, HAS_REGIONS=True),
+        dict(DIM=64, BLOCK_DIM=64, OPEN_SLOTS=0, SLOTS=64, LISTED=49),
+        dict(DIM=16, BLOCK_DIM=16, QUERIES=192, QUERY_TILES=3),
+    ],
+    ids=['shifted windows, 24 channels', 'local, 64 channels', 'window of 12'],
+)
+@pytest.mark.parametrize('kernel', KERNELS)
+def test_kernels_compile_for_other_shapes(kernel, shape):
+    made = compile_for(kernel, torch.bfloat16, 90, **shape)
+    assert made.spilled_bytes <= 64  # masks of channels and wide heads need a little more
 
 
 def test_compiled_shape_is_that_of_the_detection_setting():

@@ -64,7 +64,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--compile', action='store_true', help='add models with compiled blocks')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all runs')
     parser.add_argument('--markdown', type=Path, metavar='FILE', help='write the tables')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw times (.png or .svg)')
+    parser.add_argument(
+        '--plot', type=Path, metavar='FILE', help='draw the ratios of models (.png or .svg)'
+    )
     parser.add_argument(
         '--quick', action='store_true', help='small images, two runs: a first look'
     )
@@ -166,9 +168,10 @@ def write(report: Report, args: argparse.Namespace) -> None:
         import matplotlib
 
         matplotlib.use('Agg')
-        from mmfocal.visualization.performance import draw_times
+        from mmfocal.benchmark.cases import YARDSTICK
+        from mmfocal.visualization.performance import draw_ratios
 
-        draw_times(report.data['models']).savefig(args.plot, dpi=160)
+        draw_ratios(report.data['models'], YARDSTICK).savefig(args.plot, dpi=160)
 
 
 if __name__ == '__main__':

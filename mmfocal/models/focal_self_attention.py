@@ -73,7 +73,8 @@ class FocalSelfAttention(BaseModule):
         """
         batch, height, width, channels = x.shape
         padded_height, padded_width = keys.padded_size
-        x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+        if (padded_height, padded_width) != (height, width):  # F.pad copies in any case
+            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
         tokens = torch.cat([level.flatten(1, 2) for level in (x, *self._pool(x, keys))], dim=1)
 
         out = focal_attention(

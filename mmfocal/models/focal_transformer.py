@@ -80,7 +80,9 @@ class PatchEmbed(BaseModule):
         bottom, right = (
             (side + self.stride - 1) // self.stride * self.stride - side for side in x.shape[-2:]
         )
-        x = self.proj(F.pad(x, (0, right, 0, bottom))).permute(0, 2, 3, 1)
+        if bottom or right:  # F.pad copies in any case
+            x = F.pad(x, (0, right, 0, bottom))
+        x = self.proj(x).permute(0, 2, 3, 1)
         return x if self.norm is None else self.norm(x)
 
 

@@ -1,49 +1,65 @@
-"""Times of backbones against the size of the image."""
+"""Times of backbones as multiples of another's."""
 
 from __future__ import annotations
 
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 
-from .colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
+from mmfocal.benchmark.measure import ratios
+
+from .colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = (BLACK, BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
 
 
-def draw_times(results: list[dict[str, Any]]) -> Figure:
-    """Draws the median time of each model against pixels, one panel for each mode.
+def draw_ratios(results: list[dict[str, Any]], yardstick: str) -> Figure:
+    """Draws the time of each model over the yardstick's, one panel for each mode.
+
+    Bars are medians of the ratios of runs that followed each other, lines their spread.
 
     Args:
         results: with ``mode``, ``size`` (height and width in pixels), ``model`` and ``seconds``
             of all runs, as ``tools/benchmark.py --json`` writes them under ``models``.
+        yardstick: name of the model that others are compared with.
 
     Returns:
         The figure; the caller saves and closes it.
     """
     modes = list(dict.fromkeys(result['mode'] for result in results))
-    models = list(dict.fromkeys(result['model'] for result in results))
-    sizes = sorted({tuple(r['size']) for r in results}, key=lambda size: size[0] * size[1])
+    models = list(dict.fromkeys(r['model'] for r in results if r['model'] != yardstick))
+    sizes = list(dict.fromkeys(tuple(result['size']) for result in results))
     figure, panels = plt.subplots(
-        1, len(modes), figsize=(4.8 * len(modes), 4), squeeze=False, layout='constrained'
+        1, len(modes), figsize=(4.8 * len(modes), 3.6), squeeze=False, layout='constrained'
     )
+    width = 0.8 / max(1, len(models))
     for axes, mode in zip(panels[0], modes, strict=True):
-        for i, model in enumerate(models):
-            found = [r for r in results if r['mode'] == mode and r['model'] == model]
-            points = sorted(
-                (r['size'][0] * r['size'][1], 1e3 * median(r['seconds'])) for r in found
-            )
-            colour = COLOURS[i % len(COLOURS)]
-            axes.plot(*zip(*points, strict=True), marker='o', label=model, color=colour, lw=1.3)
-        axes.set(xscale='log', yscale='log', xlabel='image in pixels', ylabel='milliseconds')
+        for place, size in enumerate(sizes):
+            seconds = {
+                r['model']: r['seconds']
+                for r in results
+                if r['mode'] == mode and tuple(r['size']) == size
+            }
+            against = ratios(seconds, yardstick)
+            for i, model in enumerate(models):
+                spread = against[model]
+                axes.bar(
+                    place + (i - (len(models) - 1) / 2) * width,
+                    spread.median,
+                    0.9 * width,
+                    yerr=[[spread.median - spread.least], [spread.most - spread.median]],
+                    color=COLOURS[i % len(COLOURS)],
+                    label=model if place == 0 else None,
+                    error_kw=dict(lw=0.8, capsize=2),
+                )
+        axes.axhline(1, color='black', lw=0.8)
+        axes.set_xticks(range(len(sizes)), ['x'.join(map(str, size)) for size in sizes])
+        axes.set(xlabel='image in pixels', ylabel=f'time over {yardstick}')
         axes.set_title(mode, fontsize=10)
-        axes.set_xticks([h * w for h, w in sizes], ['x'.join(map(str, size)) for size in sizes])
-        axes.tick_params(axis='x', which='minor', bottom=False, labelbottom=False)
-        axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
-    panels[0, 0].legend(fontsize=8, frameon=False)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=3, fontsize=9, frameon=False)
     return figure
