@@ -1,31 +1,70 @@
 """The benchmark: its arithmetic, its checks, and a first look from end to end."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocal import FocalTransformer
-from mmfocal.benchmark.cases import ParityError, attention_calls, check_parity
-from mmfocal.benchmark.measure import OpMeter, Spread, added_memory, growth, interleaved, ratios
+from mmfocal.benchmark.cases import ParityError, attention_calls, check_models, check_parity
+from mmfocal.benchmark.measure import (
+    GIVE_MEMORY_BACK,
+    OpMeter,
+    Spread,
+    added_memory,
+    growth,
+    interleaved,
+    ratios,
+)
+from mmfocal.benchmark.parts import Report
 from mmfocal.geometry import FocalGeometry
 from mmfocal.ops import attention, focal_attention
+from mmfocal.visualization.performance import draw_ratios
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device('cpu')
 
 
-def test_calls_run_in_turn_after_one_to_warm_up():
+def test_calls_run_in_turn_after_warming_up():
     order = []
     calls = {name: lambda name=name: order.append(name) for name in 'AB'}
-    seconds = interleaved(calls, 3, CPU)
-    assert order == ['A', 'B'] * 4
+    seconds = interleaved(calls, 3, CPU, shortest=0)
+    assert order == ['A', 'A', 'B', 'B'] + ['A', 'B'] * 3
     assert {name: len(times) for name, times in seconds.items()} == {'A': 3, 'B': 3}
+
+
+def test_short_calls_are_repeated_and_their_mean_counts():
+    naps = []
+
+    def nap():
+        naps.append(time.sleep(0.01))
+
+    ((seconds,),) = interleaved({'nap': nap}, 1, CPU, shortest=0.05).values()
+    assert len(naps) > 3 and 0.01 <= seconds < 0.05
+
+
+def test_interrupted_runs_are_kept():
+    calls = iter(range(9))
+
+    def call():
+        if next(calls) == 4:  # in the third run, after two to warm up
+            raise KeyboardInterrupt
+
+    report = Report()
+    seconds = report.runs('models', ['A'], lambda name: dict(model=name))
+    with pytest.raises(KeyboardInterrupt):
+        interleaved({'A': call}, 5, CPU, seconds, shortest=0)
+    (row,) = report.data['models']
+    assert row['model'] == 'A' and len(row['seconds']) == 2
 
 
 def test_ratios_are_taken_run_by_run():
@@ -62,6 +101,20 @@ def test_flops_of_attention_are_those_of_its_products(backend):
     assert backward.get_total_flops() == (4 if backend == 'reference' else 5) * product
 
 
+@pytest.mark.skipif(not Path('/proc/self/clear_refs').exists(), reason='needs Linux')
+def test_freed_memory_does_not_count_in_the_process_that_measures_it():
+    code = (
+        'import torch; from mmfocal.benchmark.measure import added_memory as added\n'
+        'blocks = lambda: [torch.ones(2**20) for _ in range(50)] and None\n'  # 4 MB each
+        'blocks(); print(added(blocks, torch.device("cpu")) / 2**20)'
+    )
+    environment = {**os.environ, **GIVE_MEMORY_BACK}
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+    assert 198 < float(done.stdout) < 210, done.stderr
+
+
 def test_flops_of_a_backbone_are_alike_on_every_backend():
     counts = {}
     for backend in ('reference', 'gather_sdpa'):
@@ -85,11 +138,15 @@ def test_flops_of_a_backbone_are_alike_on_every_backend():
 def test_meter_sees_each_operator_with_its_flops_and_bytes():
     left, right = torch.randn(4, 6), torch.randn(6, 8)
     with OpMeter(CPU) as meter:
-        (left @ right).t().relu()
-    groups = meter.groups
-    assert set(groups) == {'linear layers', 'copies, sums and the rest'}  # and no view
-    assert groups['linear layers'].flops == 2 * 4 * 6 * 8
-    assert groups['linear layers'].bytes == 4 * (4 * 6 + 6 * 8 + 4 * 8)
+        product = (left @ right).t()
+        meter.phase = 'backward'
+        product.relu()
+        torch.empty(3)
+    groups = meter.groups  # no views, and no memory that nobody wrote
+    assert set(groups) == {'linear layers, forward', 'copies, sums and the rest, backward'}
+    linear = groups['linear layers, forward']
+    assert linear.flops == 2 * 4 * 6 * 8
+    assert linear.bytes == 4 * (4 * 6 + 6 * 8 + 4 * 8)
     assert all(group.calls == 1 and group.seconds > 0 for group in groups.values())
 
 
@@ -104,6 +161,24 @@ def test_parity_check_stops_a_wrong_backend(monkeypatch):
     monkeypatch.setitem(attention.FUSED, 'gather_sdpa', wrong._replace(forward=off_by_a_little))
     with pytest.raises(ParityError, match=r'gather_sdpa is off by .* nothing was timed'):
         check_parity(CPU, torch.float32)
+
+
+def test_parity_check_stops_a_wrong_model(monkeypatch):
+    def small(backend):
+        arch = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+        return FocalTransformer(arch, attention_backend=backend)
+
+    makers = {'small': partial(small, 'gather_sdpa')}
+    for dtype in (torch.float32, torch.bfloat16):
+        check_models(makers, CPU, dtype)
+    right = attention.FUSED['gather_sdpa']
+
+    def too_sharp(qkv, keys, bias, scale):
+        return right.forward(qkv * 2, keys, bias, scale)
+
+    monkeypatch.setitem(attention.FUSED, 'gather_sdpa', right._replace(forward=too_sharp))
+    with pytest.raises(ParityError, match=r'small: map 0 is off by .* nothing was timed'):
+        check_models(makers, CPU, torch.float32)
 
 
 @pytest.mark.parametrize('mode', ['inference', 'training step'])
@@ -129,9 +204,27 @@ def test_quick_benchmark_from_end_to_end(tmp_path):
     assert all(len(row['seconds']) == 2 for row in data['models'] + data['op'])
     groups = {row['model']: row['groups'] for row in data['limits']['models']}
     assert groups['Focal-T']['attention, backward']['flops'] > 0
+    assert groups['Focal-T']['attention, forward']['seconds'] > 0
     for title in ('Inference', 'Training step', 'Memory of a training step', 'time and its limit'):
         assert title in files['md'].read_text() and title in done.stdout
     assert files['png'].read_bytes().startswith(b'\x89PNG')
+
+
+def test_plot_of_interrupted_runs_shows_what_there_is():
+    rows = [
+        dict(mode=mode, size=[side, side], model=model, seconds=seconds)
+        for mode, side, model, seconds in (
+            ('inference', 32, 'swin', [1.0, 3.0]),
+            ('inference', 32, 'focal', [1.5, 4.5]),  # slow and fast runs cancel
+            ('inference', 64, 'swin', [4.0]),
+            ('inference', 64, 'focal', [8.0]),
+            ('training step', 32, 'swin', [2.0]),  # interrupted here
+        )
+    ]
+    figure = draw_ratios(rows, 'swin')
+    heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
+    assert heights == [[1.5, 2], []]
+    plt.close(figure)
 
 
 @pytest.mark.parametrize(

@@ -120,9 +120,7 @@ def test_lower_precision_follows_float64(backend, name, dtype):
     exact, keys, exact_bias = random_case(GEOMETRIES[name], (5, 9))
     packed = exact.detach().to(dtype).requires_grad_()
     bias = exact_bias.detach().float().requires_grad_()  # as autocast hands it over
-    upstream = torch.randn(exact.shape[0], keys.num_map_tokens, 5, 16, dtype=torch.float64).to(
-        DEVICE
-    )
+    upstream = torch.randn(exact.shape[0], keys.num_map_tokens, *exact.shape[3:]).to(exact)
 
     expected = run(exact, keys, exact_bias, 'reference')
     expected.backward(upstream)

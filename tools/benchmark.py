@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,46 +21,53 @@ if TYPE_CHECKING:
 
 PARTS = ('models', 'memory', 'op', 'growth', 'limits')
 DTYPES = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
+FULL = dict(
+    sizes=[(224, 224), (448, 448), (896, 896), (800, 1344)],
+    growth_sizes=[(224, 224), (448, 448), (896, 896), (1792, 1792)],
+    runs=7,
+)
+QUICK = dict(sizes=[(64, 64)], growth_sizes=[(64, 64), (128, 128)], runs=2)
+# PyTorch's profiler reports its own start and stop.
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--parts',
         nargs='+',
         choices=PARTS,
         default=list(PARTS),
         help='models: time of backbones; memory: what a training step adds; op: attention alone; '
-        'growth: time against pixels; limits: a training step operator by operator',
+        'growth: time against pixels; limits: a training step operator by operator (default: all)',
     )
     parser.add_argument(
         '--sizes',
         nargs='+',
         type=size_in_pixels,
-        default=[(side, side) for side in (224, 448, 896)] + [(800, 1344)],
         metavar='SIDE|HxW',
-        help='images, in pixels',
+        help='images, in pixels (default: 224 448 896 800x1344)',
     )
     parser.add_argument(
         '--growth-sizes',
         nargs='+',
         type=size_in_pixels,
-        default=[(side, side) for side in (224, 448, 896, 1792)],
         metavar='SIDE|HxW',
+        help='of part growth (default: 224 448 896 1792)',
     )
-    parser.add_argument('--batch', type=int, default=1, help='images at once')
-    parser.add_argument('--runs', type=int, default=7, help='counted runs of each candidate')
+    parser.add_argument('--batch', type=int, default=1, help='images at once (default: 1)')
+    parser.add_argument('--runs', type=int, help='counted runs of each candidate (default: 7)')
     parser.add_argument(
         '--device', help='cpu, cuda, cuda:1, ... (default: cuda where there is one)'
     )
-    parser.add_argument('--dtype', choices=DTYPES, default='fp32', help='16-bit ones by autocast')
+    parser.add_argument(
+        '--dtype', choices=DTYPES, default='fp32', help='16-bit ones by autocast (default: fp32)'
+    )
     parser.add_argument(
         '--backends',
         nargs='+',
         default=['auto'],
-        help='attention backends of the models, such as auto reference',
+        help='attention backends of the models, such as auto reference (default: auto)',
     )
     parser.add_argument('--compile', action='store_true', help='add models with compiled blocks')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all runs')
@@ -68,13 +76,15 @@ def parse_args() -> argparse.Namespace:
         '--plot', type=Path, metavar='FILE', help='draw the ratios of models (.png or .svg)'
     )
     parser.add_argument(
-        '--quick', action='store_true', help='small images, two runs: a first look'
+        '--quick', action='store_true', help='a first look: small images and two runs by default'
     )
     # For the processes that it starts itself: a CPU shows the peak of a process only once.
     parser.add_argument('--memory-of', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.quick:
-        args.sizes, args.growth_sizes, args.runs = [(64, 64)], [(64, 64), (128, 128)], 2
+    for name, value in (QUICK if args.quick else FULL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.growth_sizes = sorted(args.growth_sizes)
     if args.runs < 1 or args.batch < 1:
         parser.error('--runs and --batch must be at least 1')
     return args
@@ -96,8 +106,8 @@ def main() -> int:
     _startup.check_installation()
     import torch
 
-    from mmfocal.benchmark.cases import ParityError, backbones, check_parity
-    from mmfocal.benchmark.measure import machine
+    from mmfocal.benchmark.cases import ParityError, backbones, check_models, check_parity
+    from mmfocal.benchmark.measure import GIVE_MEMORY_BACK, machine
     from mmfocal.benchmark.parts import PARTS, Report, Settings, memory_of_step
     from mmfocal.compat import CORE, check_versions
 
@@ -125,7 +135,10 @@ def main() -> int:
         options = ['--batch', str(args.batch), '--device', str(device), '--dtype', args.dtype]
         options += ['--backends', *args.backends, *(['--compile'] if args.compile else [])]
         command = [sys.executable, __file__, *asked, *options]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, **GIVE_MEMORY_BACK}
+        done = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        )
         return int(done.stdout.splitlines()[-1])
 
     settings = Settings(
@@ -138,25 +151,32 @@ def main() -> int:
         dtype,
         memory_of,
     )
+    try:
+        check_parity(device, dtype)
+        check_models(makers, device, dtype)
+    except ParityError as error:
+        print(error, file=sys.stderr)
+        return 1
     report = Report()
     report.data['machine'] = machine(device)
     report.say(', '.join(f'{name} {value}' for name, value in report.data['machine'].items()))
     report.say('', f'Batch {args.batch}, {args.dtype}, {args.runs} runs in turn: median (spread).')
     try:
-        check_parity(device, dtype)
         for part in args.parts:
             PARTS[part](report, settings)
-    except ParityError as error:
-        print(error, file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         report.say('', 'Interrupted: what follows was not measured.')
-    write(report, args)
+    finally:
+        # What was measured before something failed may have taken an hour.
+        write(report, args)
     return 0
 
 
 def write(report: Report, args: argparse.Namespace) -> None:
-    """Writes the files that were asked for."""
+    """Writes the files that were asked for; of what was interrupted, the runs that it had."""
+    for part, rows in report.data.items():
+        if isinstance(rows, list):
+            report.data[part] = [row for row in rows if row.get('seconds') != []]
     for path in (args.json, args.markdown, args.plot):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

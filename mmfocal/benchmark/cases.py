@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mmfocal import FocalTransformer
 from mmfocal.geometry import FocalGeometry
+from mmfocal.models.focal_self_attention import FocalSelfAttention
 from mmfocal.ops import available_backends, check_backend, focal_attention, why_not
 
 YARDSTICK = 'Swin-T'
@@ -21,6 +23,7 @@ FOCAL_WINDOWS = {
 TINY_HEADS = (3, 6, 12, 24)
 HEAD_DIM = 32
 MODES = ('inference', 'training step')
+COMPILED = ', compiled'  # end of the names of models with compiled blocks
 
 
 def swin_tiny() -> nn.Module:
@@ -59,7 +62,7 @@ def backbones(
             label = name if backend == 'auto' else f'{name}, {backend}'
             makers[label] = partial(focal_tiny, name, backend)
             if compiled:
-                makers[f'{label}, compiled'] = partial(focal_tiny, name, backend, True)
+                makers[label + COMPILED] = partial(focal_tiny, name, backend, True)
     return makers
 
 
@@ -77,13 +80,19 @@ def step(model: nn.Module, image: Tensor, mode: str, dtype: torch.dtype) -> None
         mode: one of :data:`MODES`.
         dtype: of autocast; float32 for none.
     """
-    training = mode == 'training step'
-    model.train(training)
-    with torch.set_grad_enabled(training), autocast(image.device, dtype):
-        outs = model(image)
-    if training:
-        sum(out.float().mean() for out in outs).backward()
+    model.train(mode == 'training step')
+    if model.training:
+        loss(model, image, dtype).backward()
         model.zero_grad()
+    else:
+        with torch.no_grad(), autocast(image.device, dtype):
+            model(image)
+
+
+def loss(model: nn.Module, image: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum of the means of all maps, which gives every one of them a gradient."""
+    with autocast(image.device, dtype):
+        return sum(out.float().mean() for out in model(image))
 
 
 def runnable_backends(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -151,6 +160,37 @@ def check_parity(device: torch.device, dtype: torch.dtype) -> None:
                         f'{backend} is off by {error:.1e} ({name}, {dtype}) from the reference '
                         'in float64; nothing was timed'
                     )
+
+
+def check_models(
+    makers: Mapping[str, Callable[[], nn.Module]], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Compares each FocalTransformer with its like on the reference backend, in float64.
+
+    Raises:
+        ParityError: a map is further off than that of the reference backend in the same
+            precision explains.
+    """
+    image = torch.randn(1, 3, 60, 92, device=device)
+    for name, make in makers.items():
+        model = make().to(device).eval()
+        if not isinstance(model, FocalTransformer):
+            continue
+        reference = deepcopy(model)
+        for module in reference.modules():
+            if isinstance(module, FocalSelfAttention):
+                module.backend = 'reference'
+        with torch.no_grad():
+            with autocast(device, dtype):
+                ours, rounded = model(image), reference(image)
+            exact = reference.double()(image.double())
+        for stage, (got, as_good_as, right) in enumerate(zip(ours, rounded, exact, strict=True)):
+            error, allowed = (float((t - right).norm() / right.norm()) for t in (got, as_good_as))
+            if not error < 2 * allowed + torch.finfo(dtype).eps:
+                raise ParityError(
+                    f'{name}: map {stage} is off by {error:.1e} from the reference in float64, '
+                    f'which is off by {allowed:.1e} in {dtype}; nothing was timed'
+                )
 
 
 def _out_and_grads(

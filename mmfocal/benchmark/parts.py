@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import median
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .cases import FOCAL_WINDOWS, MODES, YARDSTICK, attention_calls, step
+from .cases import COMPILED, FOCAL_WINDOWS, MODES, YARDSTICK, attention_calls, loss, step
 from .measure import (
+    OpGroup,
     OpMeter,
     Spread,
     added_memory,
@@ -69,44 +70,60 @@ class Report:
         print(*lines, sep='\n', flush=True)
         self.lines += lines
 
-    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def table(self, title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Prints rows as they come, which may be while they are measured."""
         self.say('', f'**{title}**', '', '| ' + ' | '.join(header) + ' |')
-        self.say('|' + '---|' * len(header), *('| ' + ' | '.join(row) + ' |' for row in rows))
+        self.say('|' + '---|' * len(header))
+        for row in rows:
+            self.say('| ' + ' | '.join(row) + ' |')
+
+    def runs(
+        self, part: str, calls: Iterable[Any], describe: Callable[[Any], dict[str, Any]]
+    ) -> dict[Any, list[float]]:
+        """Empty lists of seconds for each of ``calls``, which the report has from now on."""
+        seconds = {call: [] for call in calls}
+        self.data.setdefault(part, []).extend(
+            dict(**describe(call), seconds=times) for call, times in seconds.items()
+        )
+        return seconds
 
 
 def time_models(report: Report, settings: Settings) -> None:
     """Inference and training step of each model and size."""
     models = settings.models()
-    results = report.data.setdefault('models', [])
-    for mode in MODES:
-        rows = []
+
+    def rows(mode: str) -> Iterator[list[str]]:
         for size in settings.sizes:
             image = settings.image(size)
             calls = {name: _step(model, image, mode, settings) for name, model in models.items()}
-            seconds = interleaved(calls, settings.runs, settings.device)
-            results += [
-                dict(mode=mode, size=size, model=name, seconds=times)
-                for name, times in seconds.items()
-            ]
+            seconds = report.runs(
+                'models', calls, lambda name, size=size: dict(mode=mode, size=size, model=name)
+            )
+            interleaved(calls, settings.runs, settings.device, seconds)
             against = ratios(seconds, YARDSTICK)
-            rows += [
-                [_size(size), name, _milliseconds(Spread.of(times)), _ratio(against[name])]
-                for name, times in seconds.items()
-            ]
-        report.table(mode.capitalize(), ['pixels', 'model', 'time', f'over {YARDSTICK}'], rows)
+            for name, times in seconds.items():
+                yield [_size(size), name, _milliseconds(Spread.of(times)), _ratio(against[name])]
+
+    for mode in MODES:
+        report.table(
+            mode.capitalize(), ['pixels', 'model', 'time', f'over {YARDSTICK}'], rows(mode)
+        )
 
 
 def measure_memory(report: Report, settings: Settings) -> None:
     """What a training step of each model adds at its peak."""
-    rows, results = [], report.data.setdefault('memory', [])
-    for size in settings.sizes:
-        added = {name: settings.memory_of(name, size) for name in settings.makers}
-        for name, value in added.items():
-            results.append(dict(size=size, model=name, bytes=value))
-            ratio = value / max(added[YARDSTICK], 1)
-            rows.append([_size(size), name, f'{value / 2**20:.0f} MB', f'{ratio:.2f}'])
+    results = report.data.setdefault('memory', [])
+
+    def rows() -> Iterator[list[str]]:
+        for size in settings.sizes:
+            added = {name: settings.memory_of(name, size) for name in settings.makers}
+            for name, value in added.items():
+                results.append(dict(size=size, model=name, bytes=value))
+                ratio = value / max(added[YARDSTICK], 1)
+                yield [_size(size), name, f'{value / 2**20:.0f} MB', f'{ratio:.2f}']
+
     header = ['pixels', 'model', 'added at the peak', f'over {YARDSTICK}']
-    report.table('Memory of a training step', header, rows)
+    report.table('Memory of a training step', header, rows())
 
 
 def memory_of_step(
@@ -122,56 +139,59 @@ def memory_of_step(
 def time_op(report: Report, settings: Settings) -> None:
     """Focal attention alone, backend against backend, in the largest of the images."""
     size = max(settings.sizes, key=lambda size: size[0] * size[1])
-    results = report.data.setdefault('op', [])
-    for mode in MODES:
-        rows = []
+    windows = FOCAL_WINDOWS[DETECTION]
+
+    def rows(mode: str) -> Iterator[list[str]]:
         for stage in range(4):
             calls = attention_calls(
-                stage,
-                size,
-                FOCAL_WINDOWS[DETECTION],
-                settings.batch,
-                settings.device,
-                settings.dtype,
-                mode,
+                stage, size, windows, settings.batch, settings.device, settings.dtype, mode
             )
-            seconds = interleaved(calls, settings.runs, settings.device)
+            seconds = report.runs(
+                'op', calls, lambda name, stage=stage: dict(mode=mode, stage=stage, backend=name)
+            )
+            interleaved(calls, settings.runs, settings.device, seconds)
             against = ratios(seconds, 'reference')
             for name, times in seconds.items():
-                results.append(dict(mode=mode, stage=stage, backend=name, seconds=times))
-                spread = Spread.of(times)
-                rows.append([str(stage), name, _milliseconds(spread), _ratio(against[name])])
+                yield [str(stage), name, _milliseconds(Spread.of(times)), _ratio(against[name])]
+
+    for mode in MODES:
         title = f'Focal attention alone, {mode}, {_size(size)}, detection windows'
-        report.table(title, ['stage', 'backend', 'time', 'over reference'], rows)
+        report.table(title, ['stage', 'backend', 'time', 'over reference'], rows(mode))
 
 
 def measure_growth(report: Report, settings: Settings) -> None:
     """How time grows with pixels."""
-    models = settings.models()
-    results, rows = report.data.setdefault('growth', []), []
-    pixels = [height * width for height, width in settings.growth_sizes]
-    for mode in MODES:
-        # All sizes of all models in turn: drift of the machine would look like growth.
-        calls = {
-            (name, size): _step(model, settings.image(size), mode, settings)
-            for size in settings.growth_sizes
-            for name, model in models.items()
-        }
-        seconds = interleaved(calls, settings.runs, settings.device)
-        for name in models:
-            times = [Spread.of(seconds[name, size]).median for size in settings.growth_sizes]
-            per_pixel = [time / count for time, count in zip(times, pixels, strict=True)]
-            exponent = growth(pixels, times)
-            results.append(dict(mode=mode, model=name, pixels=pixels, seconds=times, fit=exponent))
-            reached = [f'{1e9 * value:.0f}' for value in per_pixel]
-            grown = per_pixel[-1] / per_pixel[_middle(pixels)]
-            rows.append([mode, name, *reached, f'{grown:.2f}', f'{exponent:.2f}'])
-    sizes = [_size(size) for size in settings.growth_sizes]
-    base, top = settings.growth_sizes[_middle(pixels)], settings.growth_sizes[-1]
+    models, sizes = settings.models(), settings.growth_sizes
+    pixels = [height * width for height, width in sizes]
+    base, fits = _middle(pixels), report.data.setdefault('fits', [])
+
+    def rows() -> Iterator[list[str]]:
+        for mode in MODES:
+            # All sizes of all models in turn: drift of the machine would look like growth.
+            calls = {
+                (name, size): _step(model, settings.image(size), mode, settings)
+                for size in sizes
+                for name, model in models.items()
+            }
+            seconds = report.runs(
+                'growth',
+                calls,
+                lambda call, mode=mode: dict(mode=mode, size=call[1], model=call[0]),
+            )
+            interleaved(calls, settings.runs, settings.device, seconds)
+            for name in models:
+                times = [Spread.of(seconds[name, size]).median for size in sizes]
+                per_pixel = [time / count for time, count in zip(times, pixels, strict=True)]
+                exponent, grown = growth(pixels, times), per_pixel[-1] / per_pixel[base]
+                fits.append(dict(mode=mode, model=name, exponent=exponent, per_pixel=grown))
+                reached = [f'{1e9 * value:.0f}' for value in per_pixel]
+                yield [mode, name, *reached, f'{grown:.2f}', f'{exponent:.2f}']
+
+    compared = f'{_size(sizes[-1])} over {_size(sizes[base])}'
     report.table(
         'Growth with the image: nanoseconds per pixel',
-        ['mode', 'model', *sizes, f'{_size(top)} over {_size(base)}', 'exponent'],
-        rows,
+        ['mode', 'model', *map(_size, sizes), compared, 'exponent'],
+        rows(),
     )
 
 
@@ -183,17 +203,21 @@ def _middle(pixels: Sequence[int]) -> int:
 def compare_with_limits(report: Report, settings: Settings) -> None:
     """A training step operator by operator, and the least time that the machine could take."""
     size = max(settings.sizes, key=lambda size: size[0] * size[1])
-    models = settings.models()
+    # Of compiled models a meter sees no operators.
+    models = {n: model for n, model in settings.models().items() if not n.endswith(COMPILED)}
     image = settings.image(size)
     meters: dict[str, list[OpMeter]] = {name: [] for name in models}
 
     def metered(name: str) -> None:
         with OpMeter(settings.device) as meter:
-            step(models[name], image, 'training step', settings.dtype)
+            value = loss(models[name], image, settings.dtype)
+            meter.phase = 'backward'
+            value.backward()
+        models[name].zero_grad()
         meters[name].append(meter)
 
     calls = {name: partial(metered, name) for name in models}
-    interleaved(calls, settings.runs, settings.device)
+    interleaved(calls, settings.runs, settings.device, shortest=0)
     rate = matrix_rate(settings.device, settings.dtype)
     copying = bandwidth(settings.device)
     report.data['limits'] = dict(flops_per_second=rate, bytes_per_second=copying, models=[])
@@ -201,31 +225,40 @@ def compare_with_limits(report: Report, settings: Settings) -> None:
         '',
         f'Measured limits: products {rate / 1e9:.0f} GFLOP/s, copies {copying / 1e9:.1f} GB/s.',
     )
-    for name, (_, *counted) in meters.items():
-        groups = [
-            (key, replace(group, seconds=median(m.groups[key].seconds for m in counted)))
+    for name, metered_runs in meters.items():
+        counted = metered_runs[-settings.runs :]  # others were to warm up
+        groups = {
+            key: replace(group, seconds=median(m.groups[key].seconds for m in counted))
             for key, group in counted[0].groups.items()
-        ]
-        groups.sort(key=lambda item: -item[1].seconds)
+        }
+        groups = dict(sorted(groups.items(), key=lambda item: -item[1].seconds))
         report.data['limits']['models'].append(
-            dict(model=name, size=size, groups={key: asdict(group) for key, group in groups})
-        )
-        total = sum(group.seconds for _, group in groups)
-        rows = []
-        for key, group in groups:
-            least = max(group.flops / rate, group.bytes / copying)
-            rows.append(
-                [
-                    key,
-                    str(group.calls),
-                    f'{1e3 * group.seconds:.0f} ms',
-                    f'{group.seconds / total:.0%}',
-                    f'{group.flops / 1e9:.1f}',
-                    f'{group.bytes / 1e9:.2f}',
-                    f'{1e3 * least:.0f} ms',
-                ]
+            dict(
+                model=name, size=size, groups={key: asdict(group) for key, group in groups.items()}
             )
-        header = ['operators', 'calls', 'time', 'share', 'GFLOP', 'GB', 'least time']
+        )
+        least = {
+            key: max(group.flops / rate, group.bytes / copying) for key, group in groups.items()
+        }
+        total = OpGroup(
+            *(sum(getattr(g, part) for g in groups.values()) for part in OpGroup.__annotations__)
+        )
+        groups['all'], least['all'] = total, sum(least.values())
+        rows = [
+            [
+                key,
+                str(group.calls),
+                f'{1e3 * group.seconds:.1f} ms',
+                f'{group.seconds / total.seconds:.0%}',
+                f'{group.flops / 1e9:.1f}',
+                f'{group.bytes / 1e9:.2f}',
+                f'{1e3 * least[key]:.1f} ms',
+                f'{group.seconds / least[key]:.1f}',
+            ]
+            for key, group in groups.items()
+            if least[key] > 0
+        ]
+        header = ['operators', 'calls', 'time', 'share', 'GFLOP', 'GB', 'least time', 'over least']
         report.table(f'{name}, training step, {_size(size)}: time and its limit', header, rows)
 
 

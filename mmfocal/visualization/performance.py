@@ -43,8 +43,11 @@ def draw_ratios(results: list[dict[str, Any]], yardstick: str) -> Figure:
                 for r in results
                 if r['mode'] == mode and tuple(r['size']) == size
             }
-            against = ratios(seconds, yardstick)
+            # What was interrupted may lack runs, of which the yardstick's came first.
+            against = ratios(seconds, yardstick) if seconds else {}
             for i, model in enumerate(models):
+                if model not in against:
+                    continue
                 spread = against[model]
                 axes.bar(
                     place + (i - (len(models) - 1) / 2) * width,
