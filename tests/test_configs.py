@@ -33,7 +33,9 @@ def build_detector(config):
     from mmdet.registry import MODELS
 
     init_default_scope('mmdet')
-    return MODELS.build(config.model)
+    model = MODELS.build(config.model)
+    model.init_weights()
+    return model
 
 
 def assert_learns_and_detects(model):
@@ -42,7 +44,12 @@ def assert_learns_and_detects(model):
 
     torch.manual_seed(0)
     inputs = demo_mm_inputs(
-        2, [(3, 70, 96), (3, 96, 61)], num_items=[3, 0], num_classes=3, with_mask=True
+        2,
+        [(3, 70, 96), (3, 96, 61)],
+        num_items=[3, 0],
+        num_classes=3,
+        with_mask=True,
+        with_semantic=getattr(getattr(model, 'roi_head', None), 'with_semantic', False),
     )
     model.train()
     losses = model(**model.data_preprocessor(inputs, training=True), mode='loss')

@@ -162,14 +162,16 @@ def set_test_time_augmentation(cfg: Config) -> None:
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise UserError(
             f'--tta: {cfg.filename} lacks tta_model or tta_pipeline, which say what views there '
-            "are and how to merge them. For mmdet, 'mmdet::retinanet/retinanet_tta.py' among its "
-            "_base_ adds both; for mmseg, its data sets' and runtime's _base_ files do."
+            "are and how to merge them. For mmdet, copy both from this repository's "
+            "configs/mmdet/_base_/tta_*.py; for mmseg, its data sets' and runtime's _base_ files "
+            'have them.'
         )
-    if cfg.default_scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head'):
+    has_masks = cfg.default_scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head')
+    if has_masks and cfg.tta_model.get('type') == 'DetTTAModel':
         raise UserError(
-            f'--tta: {cfg.filename} has a mask head, and mmdet merges boxes alone. Leave --tta '
-            'out, or drop the mask head: --cfg-options model.roi_head.mask_head=None '
-            'test_evaluator.metric=bbox'
+            f'--tta: {cfg.filename} has a mask head, and DetTTAModel merges boxes alone. Set '
+            "tta_model.type to 'InstanceTTAModel', and name 'mmfocal.detection' among the imports "
+            'of custom_imports.'
         )
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = dict(cfg.tta_model, module=cfg.model)

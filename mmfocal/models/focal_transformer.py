@@ -348,7 +348,8 @@ class FocalTransformer(BaseModule):
         focal_windows = _per_stage('focal_windows', focal_windows, num_stages)
         expands = _per_stage('expand_sizes', expand_sizes, num_stages)
         shifts = _per_stage('use_shift', use_shift, num_stages)
-        drop_paths = torch.linspace(0, drop_path_rate, sum(depths)).tolist()
+        last = max(sum(depths) - 1, 1)
+        drop_paths = [drop_path_rate * block / last for block in range(sum(depths))]
 
         self.patch_embed = PatchEmbed(
             in_channels,

@@ -167,20 +167,21 @@ def _choose(
 
 
 @lru_cache
-def _choose_once(backend: str, *call: object) -> str:
+def _choose_once(backend: str, device: torch.device, *call: object) -> str:
     """The choice for each different call, logged when it is first made."""
-    if reason := why_not(backend, *call):
+    if reason := why_not(backend, device, *call):
         raise ValueError(f'attention backend {backend!r} cannot run here: {reason}')
     if backend != 'auto':
         return backend
     declined = {}
     for name in available_backends():
-        reason = why_not(name, *call)
+        reason = why_not(name, device, *call)
         if reason is None:
             break
         declined[name] = reason
     reasons = ''.join(f'; {name!r} declined: {why}' for name, why in declined.items())
-    print_log(f'Focal attention runs on backend {name!r}{reasons}.', logger='current')
+    if device.type != 'meta':  # where nothing runs
+        print_log(f'Focal attention runs on backend {name!r}{reasons}.', logger='current')
     return name
 
 

@@ -7,14 +7,15 @@ from mmfocal.datasets import shapes_root
 dataset_type = 'mmfocal.datasets.coco_shapes.ShapesDataset'
 data_root = shapes_root()
 
+flips = dict(
+    type='RandomFlip',
+    prob=[0.25, 0.25, 0.25],
+    direction=['horizontal', 'vertical', 'diagonal'],
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(
-        type='RandomFlip',
-        prob=[0.25, 0.25, 0.25],
-        direction=['horizontal', 'vertical', 'diagonal'],
-    ),
+    flips,
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -30,6 +31,7 @@ test_pipeline = [
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

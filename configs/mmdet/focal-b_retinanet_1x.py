@@ -1,0 +1,6 @@
+_base_ = 'focal_retinanet_1x.py'
+
+model = dict(
+    backbone=dict(arch='base', drop_path_rate=0.3),
+    neck=dict(in_channels=[256, 512, 1024]),
+)

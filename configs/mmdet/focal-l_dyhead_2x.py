@@ -1,0 +1,10 @@
+# A recipe: no weights of Focal-L were released. Twelve epochs of each picture twice.
+_base_ = [
+    '_base_/dyhead_focal-l.py',
+    '_base_/coco_detection_ms_2000.py',
+    '_base_/schedule_1x.py',
+    '_base_/tta_dyhead.py',
+    'mmdet::_base_/default_runtime.py',
+]
+
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(lr=5e-5))

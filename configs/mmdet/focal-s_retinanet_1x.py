@@ -1,0 +1,3 @@
+_base_ = 'focal_retinanet_1x.py'
+
+model = dict(backbone=dict(arch='small'))

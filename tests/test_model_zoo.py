@@ -1,0 +1,77 @@
+"""The page of models says what the configs amount to, within reach of what was published."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mmfocal import model_zoo
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def published():
+    return model_zoo.load_published()
+
+
+@pytest.fixture(scope='module')
+def costs(published):
+    return {name: model_zoo.measure(name) for name in published}
+
+
+def test_page_is_what_the_configs_say(published, costs, monkeypatch):
+    measure = model_zoo.measure
+    monkeypatch.setattr(
+        model_zoo, 'measure', lambda name, *image: measure(name, *image) if image else costs[name]
+    )
+    assert (ROOT / 'docs/model_zoo.md').read_text() == model_zoo.page(published), (
+        'The page does not agree with the configs. Run: python tools/model_zoo.py'
+    )
+
+
+def test_sizes_are_the_published_ones(published, costs):
+    checked = 0
+    for name, entry in published.items():
+        tolerance = entry.get('tolerance', {})
+        counted = dict(parameters=costs[name].parameters / 1e6, gflops=costs[name].authors_gflops)
+        for kind, percent in tolerance.items():
+            assert counted[kind] == pytest.approx(entry[kind], rel=percent / 100), (name, kind)
+            checked += 1
+    # All detectors of T, S and B by parameters; four of T in five configs by GFLOPs.
+    assert checked == 16 + 5
+
+
+def test_every_detector_is_on_the_page_once(published):
+    others = model_zoo.unpublished(published)
+    leaves = {f'mmdet/{path.name}' for path in (ROOT / 'configs/mmdet').glob('*.py')}
+    assert leaves == {*published, *others}
+    assert not set(published) & set(others)
+
+
+def test_positions_that_the_authors_list_twice_are_counted(costs):
+    # Stages of Focal-T at 800 x 1280 pixels: windows of 49 queries, 12 positions, two products.
+    windows = [29 * 46, 15 * 23, 8 * 12, 4 * 6]
+    blocks, channels = [2, 2, 6, 2], [96, 192, 384, 768]
+    expected = sum(
+        2 * 49 * 12 * count * depth * width
+        for count, depth, width in zip(windows, blocks, channels, strict=True)
+    )
+    assert costs['mmdet/focal_maskrcnn_1x.py'].listed_twice == expected
+
+
+@pytest.mark.parametrize(
+    'name, entry, message',
+    [
+        ('mmdet/none.py', {}, 'there is no config'),
+        ('mmdet/here.py', {'box': [1]}, "unknown fields ['box']"),
+    ],
+)
+def test_mistakes_in_the_data_file_are_named(tmp_path, name, entry, message):
+    (tmp_path / 'mmdet').mkdir()
+    (tmp_path / 'mmdet/here.py').touch()
+    path = tmp_path / 'published.yaml'
+    path.write_text(yaml.safe_dump({name: entry}))
+    with pytest.raises(ValueError, match='published.yaml: .*') as raised:
+        model_zoo.load_published(path)
+    assert message in str(raised.value)
