@@ -151,8 +151,8 @@ Made by `python tools/model_zoo.py` from the configs and from
 ours: training these models takes days on eight GPUs and has not been repeated here. Parameters and
 GFLOPs stand as "published / counted (difference)". Counted are the models of this repository, for
 one image of 800 x 1280 pixels; a multiplication with its addition is one FLOP, and regions are the
-1000 that the proposal stage may hand on, with 100 masks, as in other published tables. Figures with
-a question mark are remembered from the paper and could not be looked up.
+1000 that the proposal stage may hand on, with 100 masks, as in other published tables. Figures
+with a question mark are remembered from the paper and could not be looked up.
 
 Batches are of 16 images, 8 GPUs x 2, but for HTC++, 16 GPUs x 1; `--auto-scale-lr` adapts the
 learning rate to others. A result "multi-scale" is that of `tools/test.py --tta`.
@@ -214,8 +214,8 @@ authors, which the counted ones equal: an older version of it may have made the 
 
 **Keys that are listed twice.** The authors' ring of 132 keys has 12 positions twice. Here they are
 folded into one key each, with the same result, which saves Focal-T
-{tiny[0].listed_twice / 1e9:.1f} GFLOPs at this size, Focal-B {base[0].listed_twice / 1e9:.1f}. With
-them Mask R-CNN has {tiny[0].authors_gflops:.1f} (published: 291), ATSS
+{tiny[0].listed_twice / 1e9:.1f} GFLOPs at this size, Focal-B {base[0].listed_twice / 1e9:.1f}.
+With them Mask R-CNN has {tiny[0].authors_gflops:.1f} (published: 291), ATSS
 {costs['mmdet/focal_atss_3x.py'].authors_gflops:.1f} (239), Sparse R-CNN
 {costs['mmdet/focal_sparsercnn_3x.py'].authors_gflops:.1f} (196) and Cascade Mask R-CNN
 {costs['mmdet/focal_cascade-maskrcnn_3x.py'].authors_gflops:.1f} (770). What is left, 3 to 8, could
@@ -235,8 +235,8 @@ of the last map instead of before it; the number given for Swin-T, 45 M, speaks 
 {large:.1f} M parameters, with windows of 7 tokens; published totals minus what is counted for the
 rest leave {229 - rest[0]:.0f} M (DyHead) and {265 - rest[1]:.0f} M (HTC++). Windows of 12 tokens
 would give {wide[3]:.1f} M with a ring of 3 and {wide[6]:.1f} M with one of 6, so neither fits
-both. Windows of 7 are those of the Swin-L weights for 224 pixels, which the authors began from. Their
-GFLOPs, which are remembered, do not say for which image.
+both. Windows of 7 are those of the Swin-L weights for 224 pixels, which the authors began from.
+Their GFLOPs, which are remembered, do not say for which image.
 """
     title, *paragraphs = text.split('\n\n')
     return '\n\n'.join([title, *(textwrap.fill(each, 99) for each in paragraphs)]) + '\n'

@@ -11,9 +11,6 @@ from mmengine.runner import Runner
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(path for path in CONFIGS.glob('*/*.py'))
 
-# Parameters in millions; the published 48.8, 71.2 and 110.0 are within 0.5 %.
-PARAMETERS = {'focal': 48.72, 'focal-s': 71.00, 'focal-b': 109.66}
-
 USER_CONFIG = """
 _base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
 custom_imports = dict(imports=['mmfocal'])
@@ -68,34 +65,90 @@ def assert_learns_and_detects(model):
         assert result.pred_instances.bboxes.isfinite().all()
 
 
+def by_model():
+    """One config of each different model, and all that are its equals."""
+    groups = {}
+    for path in LEAVES:
+        groups.setdefault(str(Config.fromfile(path).model), []).append(path)
+    return list(groups.values())
+
+
 @pytest.mark.parametrize('path', LEAVES, ids=[path.stem for path in LEAVES])
-def test_config_learns_and_detects(path):
+def test_config_survives_being_written_and_read(path):
     config = Config.fromfile(path)
     assert Config.fromstring(config.pretty_text, '.py')._cfg_dict == config._cfg_dict
-    model = build_detector(config)
-    size = path.stem.split('_')[0]
-    if '_maskrcnn_' in path.stem and not path.stem.endswith('_shapes'):
-        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        assert millions == pytest.approx(PARAMETERS[size], abs=0.005)
-    assert_learns_and_detects(model)
 
 
-@pytest.mark.parametrize('schedule, epochs, drops', [('1x', 12, [8, 11]), ('3x', 36, [27, 33])])
-def test_schedules_are_the_published_ones(schedule, epochs, drops):
-    config = Config.fromfile(CONFIGS / f'mmdet/focal_maskrcnn_{schedule}.py')
-    assert config.train_cfg.max_epochs == epochs
+@pytest.mark.parametrize('paths', by_model(), ids=lambda paths: '='.join(p.stem for p in paths))
+def test_model_of_configs_learns_and_detects(paths):
+    assert_learns_and_detects(build_detector(Config.fromfile(paths[0])))
+
+
+# Of every published recipe: epochs, milestones, learning rate, weight decay, clipping, precision,
+# drop path, training images.
+MS_CROP, MS, RANGE = 'RandomChoice', 'RandomChoiceResize', 'RandomResize'
+RECIPES = {
+    'focal_maskrcnn_1x': (12, [8, 11], 1e-4, 0.05, None, 'amp', 0.2, MS_CROP),
+    'focal-b_maskrcnn_3x': (36, [27, 33], 1e-4, 0.05, None, 'amp', 0.3, MS_CROP),
+    'focal_retinanet_1x': (12, [8, 11], 1e-4, 0.05, None, 'amp', 0.2, MS_CROP),
+    'focal-s_retinanet_3x': (36, [27, 33], 1e-4, 0.05, None, 'amp', 0.2, MS_CROP),
+    'focal-b_retinanet_3x': (36, [27, 33], 1e-4, 0.05, None, 'amp', 0.3, MS_CROP),
+    'focal_cascade-maskrcnn_3x': (36, [27, 33], 1e-4, 0.05, None, 'amp', 0.2, MS_CROP),
+    'focal_atss_3x': (36, [27, 33], 1e-4, 0.05, None, 'amp', 0.2, MS_CROP),
+    'focal_reppointsv2_3x': (36, [27, 33], 1e-4, 0.05, None, 'amp', 0.2, MS),
+    'focal_sparsercnn_3x': (36, [27, 33], 2.5e-5, 1e-4, 1, 'fp32', 0.2, MS_CROP),
+    'focal-l_htcpp_3x': (36, [27, 33], 1e-4, 0.05, None, 'amp', 0.3, RANGE),
+    'focal-l_dyhead_2x': (12, [8, 11], 5e-5, 0.05, None, 'fp32', 0.2, RANGE),
+}
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_recipe_is_the_published_one(name):
+    config = Config.fromfile(CONFIGS / f'mmdet/{name}.py')
     warm_up, steps = config.param_scheduler
     assert (warm_up.type, warm_up.end, warm_up.by_epoch) == ('LinearLR', 500, False)
-    assert (steps.type, steps.milestones, steps.end) == ('MultiStepLR', drops, epochs)
-    assert config.auto_scale_lr.base_batch_size == 8 * config.train_dataloader.batch_size == 16
-    optimizer = config.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
-    transforms = [step.type for step in config.train_dataloader.dataset.pipeline]
-    assert transforms[-2:] == ['RandomChoice', 'PackDetInputs']
+    assert (warm_up.start_factor, steps.type, steps.gamma) == (0.001, 'MultiStepLR', 0.1)
+    wrapper, dataset = config.optim_wrapper, config.train_dataloader.dataset
+    assert wrapper.optimizer.type == 'AdamW'
+    found = (
+        config.train_cfg.max_epochs,
+        steps.milestones,
+        wrapper.optimizer.lr,
+        wrapper.optimizer.weight_decay,
+        (wrapper.get('clip_grad') or {}).get('max_norm'),
+        {'AmpOptimWrapper': 'amp', 'OptimWrapper': 'fp32'}[wrapper.type],
+        config.model.backbone.drop_path_rate,
+    )
+    assert found == RECIPES[name][:-1]
+    assert steps.end == config.train_cfg.max_epochs
+    transforms = [step.type for step in dataset.get('dataset', dataset).pipeline]
+    assert RECIPES[name][-1] in transforms and 'RandomFlip' in transforms
+    gpus = 16 if 'htcpp' in name else 8
+    assert config.auto_scale_lr.base_batch_size == gpus * config.train_dataloader.batch_size == 16
+    assert config.model.backbone.focal_windows == (15, 13, 9, 7)
 
 
-def test_norms_and_position_biases_are_free_of_weight_decay():
-    config = Config.fromfile(CONFIGS / 'mmdet/focal_maskrcnn_1x.py')
+def test_training_images_have_the_published_scales():
+    def steps(name):
+        dataset = Config.fromfile(CONFIGS / f'mmdet/{name}.py').train_dataloader.dataset
+        return {step.type: step for step in dataset.get('dataset', dataset).pipeline}
+
+    crop = steps('focal_maskrcnn_3x')['RandomChoice'].transforms
+    assert crop[0][0].scales == crop[1][2].scales == [(1333, s) for s in range(480, 801, 32)]
+    assert [scale[1] for scale in crop[1][0].scales] == [400, 500, 600]
+    assert crop[1][1].crop_size == (384, 600)
+    scales = steps('focal_reppointsv2_3x')['RandomChoiceResize'].scales
+    assert scales == [(1333, s) for s in range(480, 961, 32)]
+    assert steps('focal-l_htcpp_3x')['RandomResize'].scale == [(1600, 400), (1600, 1400)]
+    assert steps('focal-l_dyhead_2x')['RandomResize'].scale == [(2000, 480), (2000, 1200)]
+    dyhead = Config.fromfile(CONFIGS / 'mmdet/focal-l_dyhead_2x.py')
+    assert dyhead.train_dataloader.dataset.times == 2
+    assert 'RandomChoice' not in steps('focal_maskrcnn_1x_single-scale')
+
+
+@pytest.mark.parametrize('name', ['focal_maskrcnn_1x', 'focal_reppointsv2_3x', 'focal_atss_3x'])
+def test_norms_and_position_biases_are_free_of_weight_decay(name):
+    config = Config.fromfile(CONFIGS / f'mmdet/{name}.py')
     model = build_detector(config)
     config.optim_wrapper.type = 'OptimWrapper'
     wrapper = Runner.build_optim_wrapper(
@@ -105,6 +158,8 @@ def test_norms_and_position_biases_are_free_of_weight_decay():
     names = {name for name, p in model.named_parameters() if id(p) in free}
     assert len(names) == sum('norm' in n or 'bias_table' in n for n, _ in model.named_parameters())
     assert {name.split('.')[0] for name in names} == {'backbone'}
+    tables = {n.split('attn.')[1] for n in names if 'bias_table' in n}
+    assert len({table.split('.')[1] for table in tables}) == 3  # own window, ring, pooled levels
 
 
 def test_users_config_of_ten_lines_for_a_detector_of_theirs(tmp_path):

@@ -1,5 +1,6 @@
 """Data that is missing is told before anything is built, with all that helps."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -171,3 +172,24 @@ def test_configs_may_use_the_package(tmp_path):
         env={**os.environ, 'PYTHONPATH': str(ROOT / 'tools')},
     )
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize('installed', [False, True])
+def test_package_of_a_transform_is_told_before_label_maps(monkeypatch, tmp_path, installed):
+    monkeypatch.chdir(tmp_path)
+    make_coco(tmp_path / 'data/coco')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: installed or None)
+    cfg = load_config('focal-l_htcpp_3x')
+    if installed:
+        text = message(cfg)
+        assert f'  {tmp_path}/data/coco/stuffthingmaps/train2017\n' in text
+        assert 'stuffthingmaps_trainval2017.zip' in text
+    else:
+        with pytest.raises(UserError, match=r'pipeline\.1, InstaBoost, .*instaboostfast'):
+            check_data(cfg)
+
+
+def test_pictures_below_a_wrapper_are_looked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = message(load_config('focal-l_dyhead_2x'), 'train')
+    assert 'train_dataloader.dataset.dataset.data_root=FOLDER' in text

@@ -184,6 +184,61 @@ def test_segmenter_trains_and_tests(folder, detector):
     assert len(list(folder.glob('pictures/**/*.png'))) == 4
 
 
+TTA = """
+_base_ = ['detector.py', '{root}/configs/mmdet/_base_/tta_htcpp.py']
+custom_imports = dict(imports=['mmfocal', 'mmfocal.detection'])
+"""
+
+
+def test_boxes_and_masks_are_merged_over_views(detector, folder):
+    _, work_dir = detector
+    config, out = folder / 'tta.py', folder / 'tta.json'
+    config.write_text(TTA.format(root=ROOT))
+    scales = {
+        f'tta_pipeline.1.transforms.0.{i}.scale': f'({side},{side})'
+        for i, side in enumerate((64, 96, 128, 128, 160, 192))
+    }
+    options = [f'{key}={value}' for key, value in scales.items()]
+    output = run_tool(
+        *('test.py', config, work_dir / 'iter_2.pth', '--tta', '--out', out),
+        *('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0', *options),
+        cwd=folder,
+    )
+    assert 'InstanceTTAModel' in output
+    found = json.loads(out.with_suffix('.segm.json').read_text())
+    assert found and {'bbox', 'score', 'segmentation'} <= set(found[0])
+
+
+def test_comparison_trains_focal_and_swin_once_and_tells_both(folder):
+    options = [
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'train_dataloader.num_workers=0',
+    ]
+    options += ['train_dataloader.persistent_workers=False', 'default_hooks.logger.interval=1']
+    for split in ('train', 'val', 'test'):
+        options += [
+            f'{split}_dataloader.dataset.num_images.train=8',
+            f'{split}_dataloader.dataset.num_images.val=4',
+            f'{split}_dataloader.dataset.data_root={folder / "shapes"}',
+        ]
+    options += [
+        f'{split}_evaluator.ann_file={folder / "shapes/annotations/instances_val.json"}'
+        for split in ('val', 'test')
+    ]
+    work_dir = folder / 'compare'
+    arguments = ['--families', 'retinanet', '--work-dir', work_dir, '--jobs', 1]
+    output = run_tool('compare_shapes.py', *arguments, '--cfg-options', *options, cwd=folder)
+    assert 'focal_retinanet: done' in output and 'swin_retinanet: done' in output
+    dumped = (work_dir / 'swin_retinanet/swin_retinanet.py').read_text()
+    assert "type='SwinTransformer'" in dumped and 'FocalTransformer' in dumped
+    row = output.split('| retinanet |')[1].splitlines()[0].split('|')
+    assert row[0].strip() == '2' and all(cell.strip() for cell in row[1:-1])
+    assert (work_dir / 'curves.png').stat().st_size > 10_000
+    again = run_tool('compare_shapes.py', *arguments, cwd=folder)
+    assert 'training' not in again and '| retinanet | 2 |' in again
+
+
 def test_two_processes_train_together(detector):
     config, work_dir = detector
     result = subprocess.run(

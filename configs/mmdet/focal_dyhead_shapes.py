@@ -3,7 +3,7 @@ _base_ = [
     '_base_/dyhead_focal-l.py',
     '_base_/shapes_backbone.py',
     '_base_/shapes_detection.py',
-    '_base_/runtime_shapes.py',
+    '_base_/runtime_shapes_long.py',
 ]
 
 width = 48  # channels of neck and head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,6 +34,13 @@ SOURCES = {
     ),
 }
 
+LABEL_MAPS = (
+    'Download stuffthingmaps_trainval2017.zip of COCO-stuff and unpack it in stuffthingmaps/ of '
+    'the same folder.'
+)
+# What transforms of mmdet import that mmdet does not require.
+PACKAGES = {'InstaBoost': 'instaboostfast', 'Albu': 'albumentations'}
+
 
 class MissingDataError(UserError):
     """The data of a config is not where it looks for it."""
@@ -48,6 +56,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
     Raises:
         MissingDataError: what is missing, where it was looked for, how to get it, how to point
             elsewhere, and what to try instead.
+        UserError: a transform needs a package that is not installed.
     """
     missing, options, kinds = [], {}, []
     for split in splits:
@@ -55,6 +64,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
         if loader is None:
             continue
         for key, dataset in _leaves(f'{split}_dataloader.dataset', loader['dataset']):
+            _check_packages(f'{key}.pipeline', dataset)
             absent = [path for path in _paths(dataset) if not os.path.exists(path)]
             if not absent:
                 continue
@@ -64,6 +74,17 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
             options.update(_evaluator_options(cfg, split, dataset))
     if missing:
         raise MissingDataError(_message(cfg, missing, options, kinds))
+
+
+def _check_packages(key: str, dataset: dict) -> None:
+    """Raises UserError if a transform of the data set's pipeline lacks its package."""
+    for number, step in enumerate(dataset.get('pipeline') or ()):
+        package = PACKAGES.get(step.get('type'))
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f'{key}.{number}, {step["type"]}, needs a package that is not installed. Run: pip '
+                f'install {package}, or leave this transform out of the config.'
+            )
 
 
 def _leaves(key: str, dataset: Any) -> Iterator[tuple[str, dict]]:
@@ -112,6 +133,8 @@ def _message(cfg: Config, missing: list[str], options: dict[str, str], kinds: li
     lines += [f'  {path}' for path in missing]
     for name, text in (SOURCES[part] for part in names):
         lines += ['', f'To get {name}: {text}']
+    if any('stuffthingmaps' in path for path in missing):
+        lines += ['', f'To get the label maps: {LABEL_MAPS}']
     lines += ['', 'If it lies in another FOLDER, say so:', '  --cfg-options \\']
     lines += [f'    {key}={value} \\' for key, value in options.items()]
     lines[-1] = lines[-1].removesuffix(' \\')

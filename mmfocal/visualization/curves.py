@@ -101,6 +101,51 @@ def draw_curves(work_dir: str | Path) -> Figure:
     return figure
 
 
+def draw_comparison(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Figure:
+    """Draws the loss and the box AP of several detectors, each with several backbones.
+
+    Args:
+        runs: rows of :func:`read_scalars` by detector and backbone, ``'focal'`` or ``'swin'``.
+
+    Returns:
+        The figure, with a column for each detector; the caller saves and closes it.
+    """
+    half = -(-len(runs) // 2) if len(runs) > 4 else len(runs)
+    num_bands = -(-len(runs) // half)
+    figure, panels = plt.subplots(
+        2 * num_bands,
+        half,
+        figsize=(2.7 * half, 3.6 * num_bands),
+        height_ratios=[2, 3] * num_bands,
+        squeeze=False,
+        layout='constrained',
+    )
+    for axes in panels.flat[: 2 * num_bands * half]:
+        axes.set_visible(False)
+    for number, (detector, by_backbone) in enumerate(runs.items()):
+        band, column = divmod(number, half)
+        loss, metric = panels[2 * band, column], panels[2 * band + 1, column]
+        loss.sharex(metric)
+        for backbone, colour in (('focal', BLUE), ('swin', ORANGE)):
+            rows = by_backbone.get(backbone, [])
+            _curve(loss, rows, 'loss', backbone, colour)
+            _curve(metric, rows, 'coco/bbox_mAP', backbone.title(), colour, marker='o')
+        loss.set(title=detector, yscale='log')
+        loss.tick_params(labelbottom=False)
+        loss.tick_params(axis='y', which='both', labelsize=7)
+        metric.set(xlabel='iteration')
+        metric.set_ylim(0, 0.6)
+        if column == 0:
+            loss.set(ylabel='loss')
+            metric.set(ylabel='box AP')
+            metric.legend(fontsize=8, frameon=False)
+        for axes in (loss, metric):
+            axes.set_visible(True)
+            axes.grid(alpha=0.3)
+            axes.spines[['top', 'right']].set_visible(False)
+    return figure
+
+
 def _curve(
     axes: Axes,
     rows: list[dict[str, float]],

@@ -14,3 +14,4 @@ shapes_backbone = dict(
     drop_path_rate=0.0,
 )
 shapes_backbone_channels = [32, 64, 128, 256]
+shapes_backbone_from_stride_8 = dict(**shapes_backbone, out_indices=(1, 2, 3))
