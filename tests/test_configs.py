@@ -31,7 +31,8 @@ def build_detector(config):
 
     init_default_scope('mmdet')
     model = MODELS.build(config.model)
-    model.init_weights()
+    if hasattr(model, 'rpn_head'):  # Sparse R-CNN's proposals are boxes only then
+        model.rpn_head.init_weights()
     return model
 
 

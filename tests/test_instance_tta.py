@@ -26,9 +26,9 @@ def detector(family):
     rcnn = config.test_cfg.get('rcnn', config.test_cfg)
     rcnn.update(score_thr=0.0 if rcnn is not config.test_cfg else 0.001, max_per_img=20)
     rcnn.nms = dict(type='nms', iou_threshold=0.5)
-    model = MODELS.build(config)
-    model.init_weights()
-    return model.eval()
+    if 'rpn' in config.test_cfg:
+        config.test_cfg.rpn.max_per_img = 30
+    return MODELS.build(config).eval()
 
 
 def merge_with(model):

@@ -123,6 +123,23 @@ def test_pyramid_names_what_does_not_fit():
         BiFPN([4, 8], 8, num_outs=2, norm_cfg=GN)([torch.rand(1, 4, 4, 4)])
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_head_learns_in_mixed_precision(dtype):
+    head = small_head()
+    maps = [torch.randn(1, 8, 8, 8), torch.randn(1, 8, 4, 4)]
+    gt = [objects([[3, 5, 30, 29], [20, 22, 60, 62]], [2, 0])]
+    expected = head.loss_by_feat(*head(maps), gt, metas((64, 64), batch=(64, 64)))
+    with torch.autocast('cpu', dtype):
+        outs = head(maps)
+        losses = head.loss_by_feat(*outs, gt, metas((64, 64), batch=(64, 64)))
+    assert outs[0][0].dtype == dtype
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name], rtol=0.05, atol=1e-3)
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
 # Targets.
 
 
@@ -459,7 +476,7 @@ def test_detector_learns_with_either_backbone_and_variant(backbone, variant):
         config.backbone.arch = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
         config.neck.in_channels = [16, 32, 64]
     model = MODELS.build(config)
-    model.init_weights()
+    model.bbox_head.init_weights()
     # The second picture has no object; neither has a size that is a multiple of 32.
     inputs = demo_mm_inputs(2, [(3, 67, 95), (3, 95, 61)], num_items=[3, 0], num_classes=3)
     data = model.data_preprocessor(inputs, training=True)

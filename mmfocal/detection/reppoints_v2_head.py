@@ -83,15 +83,15 @@ class RepPointsV2Head(BaseDenseHead):
         strides: Sequence[int] = (8, 16, 32, 64, 128),
         gradient_mul: float = 0.1,
         point_base_scale: int = 4,
-        norm_cfg: dict = dict(type='GN', num_groups=32, requires_grad=True),  # noqa: B006
-        loss_cls: dict = dict(type='QualityFocalLoss', beta=2.0),  # noqa: B006
-        loss_bbox_init: dict = dict(type='InclusiveGIoULoss'),  # noqa: B006
-        loss_bbox_refine: dict = dict(type='InclusiveGIoULoss', loss_weight=2.0),  # noqa: B006
-        loss_corner_heat: dict = dict(  # noqa: B006
+        norm_cfg: dict = dict(type='GN', num_groups=32, requires_grad=True),
+        loss_cls: dict = dict(type='QualityFocalLoss', beta=2.0),
+        loss_bbox_init: dict = dict(type='InclusiveGIoULoss'),
+        loss_bbox_refine: dict = dict(type='InclusiveGIoULoss', loss_weight=2.0),
+        loss_corner_heat: dict = dict(
             type='GaussianFocalLoss', alpha=2.0, gamma=4.0, loss_weight=0.25
         ),
-        loss_corner_offset: dict = dict(type='SmoothL1Loss', beta=1 / 9),  # noqa: B006
-        loss_foreground: dict = dict(type='VerificationFocalLoss', loss_weight=0.1),  # noqa: B006
+        loss_corner_offset: dict = dict(type='SmoothL1Loss', beta=1 / 9),
+        loss_foreground: dict = dict(type='VerificationFocalLoss', loss_weight=0.1),
         train_cfg: dict | None = None,
         test_cfg: dict | None = None,
         init_cfg: dict | None = None,
@@ -203,8 +203,12 @@ class RepPointsV2Head(BaseDenseHead):
         points_init = self.init_out(F.relu(self.init_conv(reg_feat)))
         sampled = points_init.detach().lerp(points_init, self.gradient_mul) - self.grid
         verified = [heat, offsets]
-        cls_feat = self.cls_sample(torch.cat([cls_feat, *verified], 1), sampled)
-        reg_feat = self.refine_sample(torch.cat([reg_feat, *verified], 1), sampled)
+        # In float32: bfloat16 has no room for fractions of an offset, and mmcv no kernel for it.
+        with torch.autocast(x.device.type, enabled=False):
+            cls_feat, reg_feat = (
+                conv(torch.cat([feat, *verified], 1).float(), sampled.float())
+                for conv, feat in ((self.cls_sample, cls_feat), (self.refine_sample, reg_feat))
+            )
         cls_score = self.cls_out(F.relu(cls_feat))
         points_refine = self.refine_out(F.relu(reg_feat)) + points_init.detach()
         return cls_score, points_init, points_refine, heat, offsets, foreground
