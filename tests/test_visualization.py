@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from mmfocal.datasets import prepare_shapes
 from mmfocal.geometry import FocalGeometry
-from mmfocal.visualization.curves import draw_curves, read_scalars
+from mmfocal.visualization.curves import draw_comparison, draw_curves, read_scalars
 from mmfocal.visualization.detections import draw_detections
 from mmfocal.visualization.keys import RING_COLOUR, WINDOW_COLOUR, draw_keys
 
@@ -53,6 +53,26 @@ def pixels(figure):
 def test_later_start_replaces_the_steps_that_it_repeats(work_dir):
     rows = read_scalars(work_dir)
     assert [(row['step'], row.get('loss')) for row in rows] == [(1, 8), (2, 7), (3, 1), (3, None)]
+
+
+@pytest.mark.parametrize('num_detectors', [1, 5])
+def test_comparison_has_a_loss_and_a_metric_for_each_detector(work_dir, num_detectors):
+    rows = read_scalars(work_dir)
+    names = [f'detector {i}' for i in range(num_detectors)]
+    # Of the second one, a run is missing.
+    runs = {name: dict(focal=rows, swin=rows) for name in names}
+    if num_detectors > 1:
+        del runs['detector 1']['swin']
+    figure = draw_comparison(runs)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == 2 * num_detectors
+    assert [axes.get_title() for axes in shown if axes.get_title()] == names
+    curves = {axes.get_title(): len(axes.lines) for axes in shown if axes.get_title()}
+    assert curves == {name: 1 if name == 'detector 1' else 2 for name in names}
+    metric = next(axes for axes in shown if axes.get_ylabel() == 'box AP')
+    assert list(metric.lines[0].get_ydata()) == [0.25]
+    assert metric.lines[0].get_color() != metric.lines[1].get_color()
+    assert pixels(figure).std() > 0
 
 
 def test_curves_hold_the_logged_numbers(work_dir):

@@ -1,5 +1,5 @@
 # A small Sparse R-CNN on the embedded data set: 20 proposals, three stages. It has to learn where
-# to look, and takes three times as long as the others.
+# to look, and takes more than twice as many iterations.
 _base_ = [
     '_base_/sparsercnn_focal.py',
     '_base_/shapes_backbone.py',
@@ -78,7 +78,7 @@ model = dict(
     test_cfg=dict(rcnn=dict(max_per_img=num_proposals)),
 )
 
-max_iters = 5000
+max_iters = 4000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 5)
 optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = [
