@@ -6,10 +6,11 @@ TESTS ?= tests
 # Threads that wait by spinning starve whatever else is on the machine, as in tools/_startup.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help env demo test lint doctor clean
+.PHONY: help env demo demo-seg test lint doctor clean
 
 help:
 	@echo "make demo     train a small detector on drawn shapes, with pictures; needs no GPU"
+	@echo "make demo-seg the same for segmentation, with a small UPerNet"
 	@echo "make test     lint and the whole test suite; TESTS='tests/test_geometry.py ...' for a part"
 	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit"
 	@echo "make env      the environment alone; each of the above makes it first"
@@ -28,6 +29,9 @@ env:
 
 demo: env
 	@$(PY) tools/demo.py
+
+demo-seg: env
+	@$(PY) tools/demo.py segmentation
 
 test: lint
 	@$(PY) -m pytest $(TESTS)

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ['build_without_weights', 'count_flops', 'count_parameters', 'detector_flops']
+__all__ = [
+    'build_without_weights',
+    'count_flops',
+    'count_parameters',
+    'detector_flops',
+    'segmenter_flops',
+]
 
 
 def build_without_weights(config: ConfigDict, scope: str = 'mmdet') -> nn.Module:
@@ -141,6 +147,28 @@ def detector_flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
             result = count('mask_head', head, empty(masks, head.in_channels, *size), *passed_on)
             if getattr(roi_head, 'mask_info_flow', False):
                 passed_on = (result[1],)
+    return flops
+
+
+def segmenter_flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
+    """Multiplications with addition of a segmenter of mmseg, for one image, part by part.
+
+    Auxiliary heads, which only training uses, are left out.
+
+    Args:
+        model: on the meta device, as :func:`build_without_weights` makes it.
+        height: of the image, in pixels.
+        width: likewise.
+
+    Returns:
+        Numbers of ``backbone``, ``decode_head`` and, if there is one, ``neck``.
+    """
+    image = torch.empty(1, 3, height, width, device='meta')
+    flops = {}
+    flops['backbone'], features = count_flops(model.backbone, image)
+    if model.with_neck:
+        flops['neck'], features = count_flops(model.neck, features)
+    flops['decode_head'], _ = count_flops(model.decode_head, features)
     return flops
 
 

@@ -7,7 +7,7 @@ counted from the configs, so that the page cannot say what they do not.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ import yaml
 from mmengine.config import Config
 from torch import nn
 
-from mmfocal.complexity import build_without_weights, count_parameters, detector_flops
+from mmfocal.complexity import (
+    build_without_weights,
+    count_parameters,
+    detector_flops,
+    segmenter_flops,
+)
 from mmfocal.engine.config import REPOSITORY, load_config
 from mmfocal.geometry import FocalKeys
 from mmfocal.models.focal_self_attention import FocalSelfAttention
@@ -25,12 +30,16 @@ from mmfocal.models.focal_self_attention import FocalSelfAttention
 __all__ = ['Cost', 'load_published', 'measure', 'page', 'unpublished']
 
 PUBLISHED = REPOSITORY / 'configs' / 'published.yaml'
-IMAGE = (800, 1280)  # pixels, height and width: what published tables of detectors count
+# What published tables count by family, in pixels, height and width.
+IMAGES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}
 FIELDS = {
-    *('method', 'backbone', 'epochs', 'box_ap', 'mask_ap', 'multi_scale'),
-    *('parameters', 'gflops', 'unsure', 'tolerance'),
+    *('method', 'backbone', 'epochs', 'box_ap', 'mask_ap', 'multi_scale', 'miou'),
+    *('parameters', 'gflops', 'image', 'unsure', 'tolerance'),
 }
-TITLES = ('config', 'backbone', 'epochs', 'box AP', 'mask AP', 'parameters', 'GFLOPs')
+TITLES = {
+    'mmdet': ('config', 'backbone', 'epochs', 'box AP', 'mask AP', 'parameters', 'GFLOPs'),
+    'mmseg': ('config', 'backbone', 'image', 'mIoU', 'multi-scale', 'parameters', 'GFLOPs'),
+}
 
 
 @dataclass(frozen=True)
@@ -76,28 +85,30 @@ def load_published(path: Path = PUBLISHED) -> dict[str, dict[str, Any]]:
 
 
 def unpublished(published: Iterable[str]) -> list[str]:
-    """Configs of detectors that no published result belongs to."""
+    """Configs that no published result belongs to."""
     configs = REPOSITORY / 'configs'
-    names = (str(path.relative_to(configs)) for path in sorted(configs.glob('mmdet/*.py')))
+    names = (str(path.relative_to(configs)) for path in sorted(configs.glob('*/*.py')))
     return [name for name in names if name not in set(published)]
 
 
-def measure(name: str, image: tuple[int, int] = IMAGE) -> Cost:
+def measure(name: str, image: Sequence[int] | None = None) -> Cost:
     """Counts the model of a config of this repository.
 
     Args:
         name: as ``'mmdet/focal_maskrcnn_1x.py'`` below ``configs/``, or whatever
             :func:`~mmfocal.engine.config.load_config` finds.
-        image: height and width in pixels.
+        image: height and width in pixels, by default what published tables count.
     """
-    import mmfocal.detection  # noqa: F401  registers what configs name
-
     file = REPOSITORY / 'configs' / name
     config = load_config(file if file.is_file() else name)
-    detector = build_without_weights(config.model)
-    with _SeenKeys(detector) as seen:
-        flops = detector_flops(detector, *image)
-    return Cost(count_parameters(detector), flops, seen.listed_twice)
+    family = config.default_scope
+    if family == 'mmdet':
+        import mmfocal.detection  # noqa: F401  registers what configs name
+    model = build_without_weights(config.model, family)
+    count = {'mmdet': detector_flops, 'mmseg': segmenter_flops}[family]
+    with _SeenKeys(model) as seen:
+        flops = count(model, *(image or IMAGES[family]))
+    return Cost(count_parameters(model), flops, seen.listed_twice)
 
 
 class _SeenKeys:
@@ -128,17 +139,18 @@ class _SeenKeys:
 
 def page(published: Mapping[str, Mapping[str, Any]]) -> str:
     """The text of ``docs/model_zoo.md``."""
-    costs = {name: measure(name) for name in published}
+    costs = {name: measure(name, entry.get('image')) for name, entry in published.items()}
     sections = [HEAD]
     for method in dict.fromkeys(entry['method'] for entry in published.values()):
         names = [name for name in published if published[name]['method'] == method]
+        titles = TITLES[Path(names[0]).parts[0]]
+        rows = [_row(name, published[name], costs[name]) for name in names]
         sections.append(f'## {method}\n')
-        sections.append(_table([_row(name, published[name], costs[name]) for name in names]))
-    sections.append(_differences(costs))
-    sections.append(OTHERS)
-    sections.extend(
+        sections.append(_table(titles, rows))
+    sections += [_differences(costs), OTHERS]
+    sections += [
         f'- [{name}](../configs/{name}){_first_comment(name)}' for name in unpublished(published)
-    )
+    ]
     return '\n'.join(sections) + '\n'
 
 
@@ -147,12 +159,13 @@ HEAD = """# Models
 Made by `python tools/model_zoo.py` from the configs and from
 [published.yaml](../configs/published.yaml); a test compares the two with this page.
 
-**AP is the authors' figure**, on COCO val2017 (AP, AP50, AP75 in percent), not a measurement of
-ours: training these models takes days on eight GPUs and has not been repeated here. Parameters and
-GFLOPs stand as "published / counted (difference)". Counted are the models of this repository, for
-one image of 800 x 1280 pixels; a multiplication with its addition is one FLOP, and regions are the
-1000 that the proposal stage may hand on, with 100 masks, as in other published tables. Figures
-with a question mark are remembered from the paper and could not be looked up.
+**AP and mIoU are the authors' figures**, on COCO val2017 (AP, AP50, AP75) and the validation split
+of ADE20K, in percent, not measurements of ours: training these models takes days on eight GPUs and
+has not been repeated here. Parameters and GFLOPs stand as "published / counted (difference)".
+Counted are the models of this repository, for one image of 800 x 1280 pixels or of the size that
+is given; a multiplication with its addition is one FLOP, and regions are the 1000 that the
+proposal stage may hand on, with 100 masks, as in other published tables. Figures with a question
+mark are remembered from the paper and could not be looked up.
 
 Batches are of 16 images, 8 GPUs x 2, but for HTC++, 16 GPUs x 1; `--auto-scale-lr` adapts the
 learning rate to others. A result "multi-scale" is that of `tools/test.py --tta`.
@@ -179,19 +192,22 @@ def _row(name: str, entry: Mapping[str, Any], cost: Cost) -> list[str]:
         mark = '?' * (kind in unsure)
         return f'{value}{mark} / {counted:.1f} ({100 * (counted / value - 1):+.1f} %)'
 
+    if 'miou' in entry:
+        one_scale, multi_scale = map(str, entry['miou'])
+        results = [' x '.join(map(str, entry['image'])), one_scale, multi_scale]
+    else:
+        results = [str(entry['epochs']), ap('box_ap'), ap('mask_ap')]
     return [
         f'[{Path(name).stem}](../configs/{name})',
         entry['backbone'],
-        str(entry['epochs']),
-        ap('box_ap'),
-        ap('mask_ap'),
+        *results,
         compare('parameters', cost.parameters / 1e6) + ' M',
         compare('gflops', cost.gflops),
     ]
 
 
-def _table(rows: list[list[str]]) -> str:
-    lines = [TITLES, ['---'] * len(TITLES), *rows]
+def _table(titles: Sequence[str], rows: list[list[str]]) -> str:
+    lines = [titles, ['---'] * len(titles), *rows]
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines) + '\n'
 
 
@@ -207,6 +223,12 @@ def _differences(costs: Mapping[str, Cost]) -> str:
     large = _large()
     dyhead, htc = costs['mmdet/focal-l_dyhead_2x.py'], costs['mmdet/focal-l_htcpp_3x.py']
     rest = [cost.parameters / 1e6 - large for cost in (dyhead, htc)]
+    upernet = [costs[f'mmseg/focal{size}_upernet_160k.py'].flops for size in ('', '-s', '-b')]
+    counted = [flops['backbone'] / 1e9 for flops in upernet]
+    backbones = [
+        published - flops['decode_head'] / 1e9
+        for published, flops in zip((998, 1130, 1354), upernet, strict=True)
+    ]
     text = f"""## Where the differences come from
 
 **Parameters.** The published totals of T, S and B lie up to 0.3 M above the released code of the
@@ -237,6 +259,13 @@ rest leave {229 - rest[0]:.0f} M (DyHead) and {265 - rest[1]:.0f} M (HTC++). Win
 would give {wide[3]:.1f} M with a ring of 3 and {wide[6]:.1f} M with one of 6, so neither fits
 both. Windows of 7 are those of the Swin-L weights for 224 pixels, which the authors began from.
 Their GFLOPs, which are remembered, do not say for which image.
+
+**UPerNet.** The published models are 1.1 to 2.5 M larger than the counted ones. They leave
+{backbones[0]:.0f}, {backbones[1]:.0f} and {backbones[2]:.0f} GFLOPs for the backbones of T, S and
+B, of which {counted[0]:.0f}, {counted[1]:.0f} and {counted[2]:.0f} are counted. Larger focal
+windows or further levels for
+segmentation would explain both; the authors did not say which they used. For L, the size of the
+image is a guess.
 """
     title, *paragraphs = text.split('\n\n')
     return '\n\n'.join([title, *(textwrap.fill(each, 99) for each in paragraphs)]) + '\n'

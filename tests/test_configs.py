@@ -1,5 +1,7 @@
 """Every config loads, builds, learns from a batch and detects; so does a user's own."""
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
-LEAVES = sorted(path for path in CONFIGS.glob('*/*.py'))
+LEAVES = sorted(CONFIGS.glob('*/*.py'))
 
 USER_CONFIG = """
 _base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py'
@@ -26,10 +28,26 @@ model = dict(
 """
 
 
+@cache
+def _read(path):
+    return Config.fromfile(path)
+
+
+def read(path):
+    """A config, of which a test may change its own copy."""
+    return copy.deepcopy(_read(path))
+
+
 def build_detector(config):
     from mmdet.registry import MODELS
 
     init_default_scope('mmdet')
+    # Fewer regions than on COCO; the model itself is the whole one.
+    train, test = config.model.get('train_cfg'), config.model.get('test_cfg')
+    if train and train.get('rpn_proposal'):
+        train.rpn_proposal.max_per_img = test.rpn.max_per_img = 50
+        for stage in train.rcnn if isinstance(train.rcnn, list) else [train.rcnn]:
+            stage.sampler.num = 16
     model = MODELS.build(config.model)
     if hasattr(model, 'rpn_head'):  # Sparse R-CNN's proposals are boxes only then
         model.rpn_head.init_weights()
@@ -66,23 +84,103 @@ def assert_learns_and_detects(model):
         assert result.pred_instances.bboxes.isfinite().all()
 
 
-def by_model():
+def assert_learns_and_segments(model):
+    """One training step on two noise images, and inference on one of odd size, whole and slid."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    torch.manual_seed(0)
+    num_classes = model.decode_head.num_classes
+
+    def batch(count, height, width):
+        samples = []
+        for _ in range(count):
+            labels = torch.randint(0, num_classes, (1, height, width))
+            sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+            sample.set_metainfo(dict(ori_shape=(height, width), img_shape=(height, width)))
+            samples.append(sample)
+        images = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8)] * count
+        return dict(inputs=images, data_samples=samples)
+
+    model.data_preprocessor.size = (64, 64)
+    model.train()
+    losses = model(**model.data_preprocessor(batch(2, 64, 64), training=True), mode='loss')
+    loss, _ = model.parse_losses(losses)
+    assert loss.isfinite()
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+
+    model.eval()
+    for mode in ('whole', 'slide'):
+        model.test_cfg.update(mode=mode, crop_size=(48, 48), stride=(32, 32))
+        with torch.no_grad():
+            (result,) = model.test_step(batch(1, 61, 83))
+        assert result.pred_sem_seg.data.shape == (1, 61, 83)
+        assert result.seg_logits.data.isfinite().all()
+
+
+def by_model(family):
     """One config of each different model, and all that are its equals."""
     groups = {}
-    for path in LEAVES:
-        groups.setdefault(str(Config.fromfile(path).model), []).append(path)
+    for path in (path for path in LEAVES if path.parent.name == family):
+        groups.setdefault(str(read(path).model), []).append(path)
     return list(groups.values())
 
 
-@pytest.mark.parametrize('path', LEAVES, ids=[path.stem for path in LEAVES])
-def test_config_survives_being_written_and_read(path):
-    config = Config.fromfile(path)
+def names(paths):
+    return '='.join(path.stem for path in paths)
+
+
+@pytest.mark.parametrize('paths', by_model('mmdet') + by_model('mmseg'), ids=names)
+def test_config_survives_being_written_and_read(paths):
+    config = read(paths[0])
     assert Config.fromstring(config.pretty_text, '.py')._cfg_dict == config._cfg_dict
 
 
-@pytest.mark.parametrize('paths', by_model(), ids=lambda paths: '='.join(p.stem for p in paths))
-def test_model_of_configs_learns_and_detects(paths):
-    assert_learns_and_detects(build_detector(Config.fromfile(paths[0])))
+@pytest.mark.parametrize('paths', by_model('mmdet'), ids=names)
+def test_detector_of_configs_learns_and_detects(paths):
+    assert_learns_and_detects(build_detector(read(paths[0])))
+
+
+@pytest.mark.parametrize('paths', by_model('mmseg'), ids=names)
+def test_segmenter_of_configs_learns_and_segments(paths):
+    from mmengine.model import revert_sync_batchnorm
+    from mmseg.registry import MODELS
+
+    init_default_scope('mmseg')
+    model = MODELS.build(read(paths[0]).model)
+    assert_learns_and_segments(revert_sync_batchnorm(model))
+
+
+SEGMENTATION = {
+    'focal_upernet_160k': ('tiny', 512, (2048, 512)),
+    'focal-s_upernet_160k': ('small', 512, (2048, 512)),
+    'focal-b_upernet_160k': ('base', 512, (2048, 512)),
+    'focal-l_upernet_160k': ('large', 640, (2560, 640)),
+}
+
+
+@pytest.mark.parametrize('name', SEGMENTATION)
+def test_recipe_of_upernet_is_the_published_one(name):
+    config = read(CONFIGS / f'mmseg/{name}.py')
+    arch, crop, scale = SEGMENTATION[name]
+    backbone, optimizer = config.model.backbone, config.optim_wrapper.optimizer
+    assert (backbone.arch, backbone.drop_path_rate) == (arch, 0.3)
+    assert config.model.data_preprocessor.size == config.crop_size == (crop, crop)
+    steps = {step.type: step for step in config.train_dataloader.dataset.pipeline}
+    assert steps['RandomResize'].scale == scale and steps['RandomCrop'].crop_size == (crop, crop)
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    assert config.optim_wrapper.type == 'OptimWrapper'
+    warm_up, decay = config.param_scheduler
+    assert (warm_up.type, warm_up.start_factor, warm_up.end) == ('LinearLR', 1e-6, 1500)
+    assert (decay.type, decay.power, decay.eta_min, decay.end) == ('PolyLR', 1.0, 0.0, 160000)
+    assert config.train_cfg.max_iters == 160000
+    assert config.auto_scale_lr.base_batch_size == 8 * config.train_dataloader.batch_size == 16
+    views = config.tta_pipeline[1].transforms
+    ratios = [step.scale_factor for step in views[0]]
+    assert ratios == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75] and len(views[1]) == 2
+    assert config.model.decode_head.num_classes == config.model.auxiliary_head.num_classes == 150
 
 
 # Of every published recipe: epochs, milestones, learning rate, weight decay, clipping, precision,
@@ -105,7 +203,7 @@ RECIPES = {
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_recipe_is_the_published_one(name):
-    config = Config.fromfile(CONFIGS / f'mmdet/{name}.py')
+    config = read(CONFIGS / f'mmdet/{name}.py')
     warm_up, steps = config.param_scheduler
     assert (warm_up.type, warm_up.end, warm_up.by_epoch) == ('LinearLR', 500, False)
     assert (warm_up.start_factor, steps.type, steps.gamma) == (0.001, 'MultiStepLR', 0.1)
@@ -131,7 +229,7 @@ def test_recipe_is_the_published_one(name):
 
 def test_training_images_have_the_published_scales():
     def steps(name):
-        dataset = Config.fromfile(CONFIGS / f'mmdet/{name}.py').train_dataloader.dataset
+        dataset = read(CONFIGS / f'mmdet/{name}.py').train_dataloader.dataset
         return {step.type: step for step in dataset.get('dataset', dataset).pipeline}
 
     crop = steps('focal_maskrcnn_3x')['RandomChoice'].transforms
@@ -142,14 +240,14 @@ def test_training_images_have_the_published_scales():
     assert scales == [(1333, s) for s in range(480, 961, 32)]
     assert steps('focal-l_htcpp_3x')['RandomResize'].scale == [(1600, 400), (1600, 1400)]
     assert steps('focal-l_dyhead_2x')['RandomResize'].scale == [(2000, 480), (2000, 1200)]
-    dyhead = Config.fromfile(CONFIGS / 'mmdet/focal-l_dyhead_2x.py')
+    dyhead = read(CONFIGS / 'mmdet/focal-l_dyhead_2x.py')
     assert dyhead.train_dataloader.dataset.times == 2
     assert 'RandomChoice' not in steps('focal_maskrcnn_1x_single-scale')
 
 
 @pytest.mark.parametrize('name', ['focal_maskrcnn_1x', 'focal_reppointsv2_3x', 'focal_atss_3x'])
 def test_norms_and_position_biases_are_free_of_weight_decay(name):
-    config = Config.fromfile(CONFIGS / f'mmdet/{name}.py')
+    config = read(CONFIGS / f'mmdet/{name}.py')
     model = build_detector(config)
     config.optim_wrapper.type = 'OptimWrapper'
     wrapper = Runner.build_optim_wrapper(
@@ -166,4 +264,4 @@ def test_norms_and_position_biases_are_free_of_weight_decay(name):
 def test_users_config_of_ten_lines_for_a_detector_of_theirs(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(USER_CONFIG)
-    assert_learns_and_detects(build_detector(Config.fromfile(path)))
+    assert_learns_and_detects(build_detector(read(path)))

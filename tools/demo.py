@@ -1,14 +1,19 @@
-"""The story of `make demo`: draws data, trains a small detector on it, evaluates, makes pictures.
+"""The story of `make demo`: draws data, trains a small model on it, evaluates, makes pictures.
 
 It starts the tools that a user starts: tools/train.py and tools/test.py.
 """
+
+from __future__ import annotations
 
 import argparse
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -18,28 +23,90 @@ import matplotlib
 matplotlib.use('Agg')
 
 from mmfocal.datasets import prepare_shapes, shapes_root
+from mmfocal.datasets.shapes import CLASSES, PALETTE
 from mmfocal.visualization.curves import draw_curves, read_scalars
 from mmfocal.visualization.detections import draw_detections
+from mmfocal.visualization.segmentations import draw_segmentations
 
-CONFIG = 'configs/mmdet/focal_maskrcnn_shapes.py'
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TRAINING = re.compile(r'Iter\(train\) \[ *(\d+)/(\d+)\].* eta: (\S+) .* loss: (\S+)')
-EVALUATION = re.compile(r'Iter\(val\).*coco/bbox_mAP: (\S+).*coco/segm_mAP: (\S+)')
+
+
+def detections(data: Path, results: Path) -> Figure:
+    """Pictures of what ``tools/test.py --out results`` wrote for a detector."""
+    truth = data / 'annotations/instances_val.json'
+    return draw_detections(truth, data / 'val', results.with_suffix('.segm.json'))
+
+
+def segmentations(data: Path, results: Path) -> Figure:
+    """Likewise for a segmenter."""
+    return draw_segmentations(
+        data / 'val',
+        data / 'labels/val',
+        results.with_suffix('.labels'),
+        ('ground', *CLASSES),
+        ((0, 0, 0), *PALETTE),
+    )
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is trained, which metrics tell about it, and what shows them.
+
+    Attributes:
+        config: path in this repository.
+        metrics: of the evaluator, by the names that they have in its log.
+        scale: what the metrics are divided by.
+        draw: from the data set and the results to a figure.
+    """
+
+    config: str
+    metrics: dict[str, str]
+    scale: float
+    draw: Callable[[Path, Path], Figure]
+
+    def told(self, values: dict[str, float]) -> str:
+        """Metrics as they are shown."""
+        return ', '.join(
+            f'{name} {values[key] / self.scale:.3f}' for key, name in self.metrics.items()
+        )
+
+
+DEMOS = {
+    'detection': Demo(
+        'configs/mmdet/focal_maskrcnn_shapes.py',
+        {'coco/bbox_mAP': 'box mAP', 'coco/segm_mAP': 'mask mAP'},
+        1,
+        detections,
+    ),
+    'segmentation': Demo(
+        'configs/mmseg/focal_upernet_shapes.py', {'mIoU': 'mIoU'}, 100, segmentations
+    ),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo')
-    work_dir = parser.parse_args().work_dir
+    parser.add_argument('task', nargs='?', choices=DEMOS, default='detection')
+    parser.add_argument('--work-dir', type=Path, help='default: work_dirs/demo or demo-seg')
+    args = parser.parse_args()
+    demo = DEMOS[args.task]
+    name = 'demo' if args.task == 'detection' else 'demo-seg'
+    work_dir = args.work_dir or ROOT / 'work_dirs' / name
     work_dir.mkdir(parents=True, exist_ok=True)
 
     print(f'1/4  Drawing pictures of shapes into {shapes_root()}')
     data = prepare_shapes(progress=lambda done, total: live(f'     {done} of {total}'))
     live('')
 
-    print(f'2/4  Training {CONFIG}, from scratch')
+    print(f'2/4  Training {demo.config}, from scratch')
     started = time.monotonic()
     status = run(
-        'train.py', CONFIG, '--work-dir', work_dir, log=work_dir / 'train.log', follow=Progress()
+        *('train.py', demo.config, '--work-dir', work_dir),
+        log=work_dir / 'train.log',
+        follow=Progress(demo),
     )
     if status:
         return status
@@ -49,39 +116,34 @@ def main() -> int:
     checkpoint = Path((work_dir / 'last_checkpoint').read_text().strip())
     results = work_dir / 'results.json'
     status = run(
-        *('test.py', CONFIG, checkpoint, '--work-dir', work_dir, '--out', results),
+        *('test.py', demo.config, checkpoint, '--work-dir', work_dir, '--out', results),
         log=work_dir / 'test.log',
     )
     if status:
         return status
 
-    print('4/4  Drawing curves and detections')
-    curves, detections = work_dir / 'curves.png', work_dir / 'detections.png'
+    print(f'4/4  Drawing curves and {args.task}s')
+    curves, pictures = work_dir / 'curves.png', work_dir / f'{args.task}s.png'
     draw_curves(work_dir).savefig(curves, dpi=150)
-    draw_detections(
-        data / 'annotations/instances_val.json',
-        data / 'val',
-        results.with_suffix('.segm.json'),
-    ).savefig(detections, dpi=150)
+    demo.draw(data, results).savefig(pictures, dpi=150)
 
-    final = [row for row in read_scalars(work_dir) if 'coco/bbox_mAP' in row][-1]
+    final = [row for row in read_scalars(work_dir) if set(demo.metrics) <= set(row)][-1]
     print(
-        f'\nTrained in {minutes:.1f} minutes, evaluation included: '
-        f'box mAP {final["coco/bbox_mAP"]:.3f}, mask mAP {final["coco/segm_mAP"]:.3f} '
-        '(COCO, IoU 0.50:0.95, held-out pictures)'
+        f'\nTrained in {minutes:.1f} minutes, evaluation included: {demo.told(final)} '
+        '(held-out pictures)'
     )
-    for name, path in (
-        ('Detections', detections),
+    for title, path in (
+        ('Pictures', pictures),
         ('Curves', curves),
         ('Results', results),
         ('Checkpoint', checkpoint),
         ('Log', work_dir / 'train.log'),
     ):
-        print(f'  {name:11} {path}')
+        print(f'  {title:11} {path}')
     return 0
 
 
-def run(tool: str, *args: object, log: Path, follow=lambda line: None) -> int:
+def run(tool: str, *args: object, log: Path, follow: Callable = lambda line: None) -> int:
     """Runs a tool of this repository; its output goes to ``log`` and, line by line, to ``follow``.
 
     Returns:
@@ -107,7 +169,8 @@ def run(tool: str, *args: object, log: Path, follow=lambda line: None) -> int:
 class Progress:
     """Shows how far training is, from the lines of its log."""
 
-    def __init__(self) -> None:
+    def __init__(self, demo: Demo) -> None:
+        self.demo = demo
         self.tenths = 0
 
     def __call__(self, line: str) -> None:
@@ -120,9 +183,12 @@ class Progress:
             elif 10 * done // total > self.tenths:
                 self.tenths = 10 * done // total
                 print(text, flush=True)
-        elif match := EVALUATION.search(line):
-            live('')
-            print(f'     held-out pictures: box mAP {match[1]}, mask mAP {match[2]}', flush=True)
+        elif 'Iter(val)' in line:
+            values = dict(re.findall(r'(\S+): ([\d.]+)', line))
+            if set(self.demo.metrics) <= set(values):
+                live('')
+                numbers = {key: float(values[key]) for key in self.demo.metrics}
+                print(f'     held-out pictures: {self.demo.told(numbers)}', flush=True)
 
 
 def live(text: str) -> None:

@@ -18,8 +18,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         metavar='FILE.json',
-        help='write the metrics here and, with COCO metrics, the predictions in COCO format to '
-        'FILE.bbox.json and FILE.segm.json',
+        help='write the metrics here and the predictions beside it: of COCO metrics in COCO '
+        'format to FILE.bbox.json and FILE.segm.json, of IoU metrics as label maps to '
+        'FILE.labels/',
     )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='write pictures of predictions into this folder')

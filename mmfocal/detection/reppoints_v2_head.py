@@ -6,6 +6,7 @@ Chen et al., "RepPoints V2: Verification Meets Regression for Object Detection",
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from mmcv.cnn import ConvModule
@@ -204,7 +205,7 @@ class RepPointsV2Head(BaseDenseHead):
         sampled = points_init.detach().lerp(points_init, self.gradient_mul) - self.grid
         verified = [heat, offsets]
         # In float32: bfloat16 has no room for fractions of an offset, and mmcv no kernel for it.
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             cls_feat, reg_feat = (
                 conv(torch.cat([feat, *verified], 1).float(), sampled.float())
                 for conv, feat in ((self.cls_sample, cls_feat), (self.refine_sample, reg_feat))
@@ -501,6 +502,13 @@ class RepPointsV2Head(BaseDenseHead):
         boxes, scores = torch.cat(all_boxes), torch.cat(all_scores)
         box, label = (scores > cfg.get('score_thr', 0.05)).nonzero().unbind(1)
         return InstanceData(bboxes=boxes[box], scores=scores[box, label], labels=label)
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """Turns mixed precision off on a kind of device, if it has any."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()  # such as 'meta'
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from .errors import UserError
 
 
 def set_predictions_file(cfg: Config, out: str) -> None:
-    """Lets COCO metrics write their predictions beside ``out``, a ``.json`` file.
+    """Lets COCO and IoU metrics write their predictions beside ``out``, a ``.json`` file.
 
     Raises:
         UserError: another kind of file.
@@ -29,6 +29,8 @@ def set_predictions_file(cfg: Config, out: str) -> None:
     for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
         if str(evaluator.get('type')).endswith('CocoMetric'):
             evaluator.outfile_prefix = os.path.abspath(out.removesuffix('.json'))
+        elif str(evaluator.get('type')).endswith('IoUMetric'):
+            evaluator.output_dir = os.path.abspath(out.removesuffix('.json') + '.labels')
 
 
 @master_only

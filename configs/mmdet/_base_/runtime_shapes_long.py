@@ -1,7 +1,7 @@
 # For detectors that learn more slowly than Mask R-CNN, which runtime_shapes.py is enough for.
 _base_ = 'runtime_shapes.py'
 
-max_iters = 1500
+max_iters = 2000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 5)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),

@@ -1,0 +1,16 @@
+# A recipe: no weights of Focal-L were released. Crops of 640 x 640 pixels.
+_base_ = [
+    '_base_/upernet_focal.py',
+    'mmseg::_base_/datasets/ade20k_640x640.py',
+    '_base_/schedule_160k.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+data_preprocessor = dict(size={{_base_.crop_size}})
+model = dict(
+    data_preprocessor=data_preprocessor,
+    backbone=dict(arch='large', drop_path_rate=0.3),
+    decode_head=dict(in_channels=[192, 384, 768, 1536], num_classes=150),
+    auxiliary_head=dict(in_channels=768, num_classes=150),
+)
+train_dataloader = dict(batch_size=2)

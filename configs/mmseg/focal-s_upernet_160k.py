@@ -1,0 +1,3 @@
+_base_ = 'focal_upernet_160k.py'
+
+model = dict(backbone=dict(arch='small'))

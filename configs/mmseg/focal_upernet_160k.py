@@ -1,0 +1,15 @@
+_base_ = [
+    '_base_/upernet_focal.py',
+    'mmseg::_base_/datasets/ade20k.py',
+    '_base_/schedule_160k.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+data_preprocessor = dict(size={{_base_.crop_size}})
+model = dict(
+    data_preprocessor=data_preprocessor,
+    backbone=dict(drop_path_rate=0.3),
+    decode_head=dict(num_classes=150),
+    auxiliary_head=dict(num_classes=150),
+)
+train_dataloader = dict(batch_size=2)

@@ -1,0 +1,10 @@
+# Crops of 512 x 1024 pixels. The authors published no result on Cityscapes.
+_base_ = [
+    '_base_/upernet_focal.py',
+    'mmseg::_base_/datasets/cityscapes.py',
+    '_base_/schedule_160k.py',
+    'mmseg::_base_/default_runtime.py',
+]
+
+data_preprocessor = dict(size={{_base_.crop_size}})
+model = dict(data_preprocessor=data_preprocessor, backbone=dict(drop_path_rate=0.3))
