@@ -297,3 +297,33 @@ def test_amp_without_gpu_is_told(monkeypatch, capsys, tmp_path):
     assert '--amp needs a GPU' in fails(
         monkeypatch, capsys, 'train.py', 'focal_maskrcnn_shapes', '--amp'
     )
+
+
+@pytest.mark.parametrize(
+    'task, line, told',
+    [
+        (
+            'detection',
+            'Iter(val) [25/25]  coco/bbox_mAP: 0.536  coco/bbox_mAP_50: 0.9  coco/segm_mAP: 0.495',
+            'box mAP 0.536, mask mAP 0.495',
+        ),
+        (
+            'segmentation',
+            'Iter(val) [25/25]    aAcc: 97.1  mIoU: 81.2500  mAcc: 88.0',
+            'mIoU 0.812',
+        ),
+    ],
+)
+def test_demo_tells_progress_and_metrics(monkeypatch, capsys, task, line, told):
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    demo = runpy.run_path(str(ROOT / 'tools/demo.py'))
+    assert (ROOT / demo['DEMOS'][task].config).is_file()
+    progress = demo['Progress'](demo['DEMOS'][task])
+    for done in (10, 20, 50):
+        progress(f'Iter(train) [ {done}/100]  lr: 1e-3  eta: 0:01:00  time: 0.1  loss: 1.5000\n')
+    progress('Iter(val) [10/25]    eta: 0:00:01  time: 0.1\n')
+    progress(line + '\n')
+    lines = capsys.readouterr().out.splitlines()
+    expected = [f'{done}/100  loss 1.5000  time left 0:01:00' for done in (10, 20, 50)]
+    assert [text.split('] ')[1] for text in lines[:-1]] == expected
+    assert lines[-1].strip() == f'held-out pictures: {told}'

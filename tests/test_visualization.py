@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mmfocal.geometry import FocalGeometry
 from mmfocal.visualization.curves import draw_comparison, draw_curves, read_scalars
 from mmfocal.visualization.detections import draw_detections
 from mmfocal.visualization.keys import RING_COLOUR, WINDOW_COLOUR, draw_keys
+from mmfocal.visualization.segmentations import draw_segmentations
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,3 +141,28 @@ def test_tool_writes_the_picture(tmp_path, suffix):
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert out.stat().st_size > 5000
+
+
+def test_label_maps_are_painted_over_their_pictures(tmp_path):
+    for folder in ('images', 'truth', 'predicted'):
+        (tmp_path / folder).mkdir()
+    image = np.full((8, 10, 3), 100, np.uint8)
+    truth, predicted = np.zeros((2, 8, 10), np.uint8)
+    truth[:, 5:], predicted[:, 7:], truth[0, 9] = 1, 2, 255
+    cv2.imwrite(str(tmp_path / 'images/a.png'), image)
+    cv2.imwrite(str(tmp_path / 'truth/a.png'), truth)
+    cv2.imwrite(str(tmp_path / 'predicted/a.png'), predicted)
+    folders = [tmp_path / name for name in ('images', 'truth', 'predicted')]
+    palette = [(0, 0, 0), (200, 0, 0), (0, 0, 200)]
+    figure = draw_segmentations(*folders, ('ground', 'red', 'blue'), palette, columns=1)
+    left, right = (axes.get_images()[0].get_array() for axes in figure.axes)
+    red = 0.35 * 100 / 255 + 0.65 * np.array(palette[1]) / 255
+    np.testing.assert_allclose(left[3, 6], red, atol=1e-6)
+    np.testing.assert_allclose(left[3, 4], 100 / 255, atol=1e-6)
+    np.testing.assert_allclose(left[0, 9], 100 / 255, atol=1e-6)  # not labelled
+    np.testing.assert_allclose(right[3, 6], 100 / 255, atol=1e-6)
+    assert right[3, 8, 2] > right[3, 8, 0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['red', 'blue']
+    plt.close(figure)
+    with pytest.raises(FileNotFoundError, match=r'no picture .*images/b'):
+        draw_segmentations(*folders, ('ground', 'red', 'blue'), palette, names=['b'])

@@ -70,8 +70,25 @@ class InstanceTTAModel(BaseTTAModel):
         self.object_sizes = object_sizes
 
     def merge_preds(self, data_samples_list: list[list[DetDataSample]]) -> list[DetDataSample]:
-        """Not used: views are merged before each has its final result."""
-        raise NotImplementedError('InstanceTTAModel merges in test_step.')
+        """Suppresses the boxes of all views of an image together.
+
+        Args:
+            data_samples_list: for each image a list over views, with ``pred_instances`` in pixels
+                of the original image, upright.
+
+        Returns:
+            The first view of each image, with the instances that are left.
+        """
+        for views in data_samples_list:
+            merged = InstanceData.cat([view.pred_instances for view in views])
+            if len(merged):
+                suppressed, keep = batched_nms(
+                    merged.bboxes, merged.scores, merged.labels, self.tta_cfg['nms']
+                )
+                merged = merged[keep]
+                merged.scores = suppressed[:, -1]  # soft suppression lowers them
+            views[0].pred_instances = merged[: self.tta_cfg['max_per_img']]
+        return [views[0] for views in data_samples_list]
 
     @torch.no_grad()
     def test_step(self, data: dict | tuple | list) -> list[DetDataSample]:
@@ -97,23 +114,21 @@ class InstanceTTAModel(BaseTTAModel):
                 f'{len(self.object_sizes)} scales of object_sizes, got {num_views} views.'
             )
 
-        features, samples, boxes = [], [], []
+        features, samples = [], []
         for index, view in enumerate(views):
             view = self.module.data_preprocessor(view, False)
-            samples.append(view['data_samples'])
             features.append(self.module.extract_feat(view['inputs']))
+            samples.append(view['data_samples'])
             found = self._boxes(features[-1], samples[-1])
-            if self.object_sizes:
-                sizes = self.object_sizes[index * len(self.object_sizes) // num_views]
-                found = [keep_sizes(instances, sizes) for instances in found]
-            boxes.append(found)
+            for sample, instances in zip(samples[-1], found, strict=True):
+                if self.object_sizes:
+                    sizes = self.object_sizes[index * len(self.object_sizes) // num_views]
+                    instances = keep_sizes(instances, sizes)
+                sample.pred_instances = instances
 
-        merged = [self._merge_boxes(list(found)) for found in zip(*boxes, strict=True)]
+        results = self.merge_preds([list(of_image) for of_image in zip(*samples, strict=True)])
         if isinstance(self.module, TwoStageDetector) and self.module.roi_head.with_mask:
-            self._add_masks(merged, features, samples)
-        results = samples[0]
-        for sample, instances in zip(results, merged, strict=True):
-            sample.pred_instances = instances
+            self._add_masks([result.pred_instances for result in results], features, samples)
         return results
 
     def _boxes(
@@ -147,16 +162,6 @@ class InstanceTTAModel(BaseTTAModel):
         if not isinstance(head, HybridTaskCascadeRoIHead):
             return {}
         return {name: head.semantic_head(features)[1] if head.with_semantic else None}
-
-    def _merge_boxes(self, found: list[InstanceData]) -> InstanceData:
-        merged = InstanceData.cat(found)
-        if len(merged):
-            suppressed, keep = batched_nms(
-                merged.bboxes, merged.scores, merged.labels, self.tta_cfg['nms']
-            )
-            merged = merged[keep]
-            merged.scores = suppressed[:, -1]  # soft suppression lowers them
-        return merged[: self.tta_cfg['max_per_img']]
 
     def _add_masks(
         self,
