@@ -1,9 +1,10 @@
 """Focal Transformer as a backbone for MMDetection 3.x and MMSegmentation 1.x."""
 
-from .compat import check_versions
+from .compat import check_versions, register_config_packages
 
 # Before the imports that would fail with somebody else's assertion.
 check_versions()
+register_config_packages()
 
 from .models import FocalTransformer  # noqa: E402
 from .ops import focal_attention  # noqa: E402
