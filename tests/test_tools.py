@@ -228,12 +228,14 @@ def test_comparison_trains_focal_and_swin_once_and_tells_both(folder):
     ]
     work_dir = folder / 'compare'
     arguments = ['--families', 'retinanet', '--work-dir', work_dir, '--jobs', 1]
+    arguments += ['--seeds', 0, 1]
     output = run_tool('compare_shapes.py', *arguments, '--cfg-options', *options, cwd=folder)
-    assert 'focal_retinanet: done' in output and 'swin_retinanet: done' in output
-    dumped = (work_dir / 'swin_retinanet/swin_retinanet.py').read_text()
+    assert 'focal_retinanet_0: done' in output and 'swin_retinanet_1: done' in output
+    dumped = (work_dir / 'swin_retinanet_0/swin_retinanet_0.py').read_text()
     assert "type='SwinTransformer'" in dumped and 'FocalTransformer' in dumped
     row = output.split('| retinanet |')[1].splitlines()[0].split('|')
-    assert row[0].strip() == '2' and all(cell.strip() for cell in row[1:-1])
+    assert [cell.strip() for cell in row[:3]] == ['2', '2/2', 'box AP']
+    assert all(' to ' in cell for cell in row[3:-1])
     assert (work_dir / 'curves.png').stat().st_size > 10_000
     again = run_tool('compare_shapes.py', *arguments, cwd=folder)
     assert 'training' not in again and '| retinanet | 2 |' in again

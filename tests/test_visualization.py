@@ -57,21 +57,23 @@ def test_later_start_replaces_the_steps_that_it_repeats(work_dir):
     assert [(row['step'], row.get('loss')) for row in rows] == [(1, 8), (2, 7), (3, 1), (3, None)]
 
 
-@pytest.mark.parametrize('num_detectors', [1, 5])
-def test_comparison_has_a_loss_and_a_metric_for_each_detector(work_dir, num_detectors):
+@pytest.mark.parametrize('num_models', [1, 5])
+def test_comparison_has_a_loss_and_a_metric_for_each_model(work_dir, num_models):
     rows = read_scalars(work_dir)
-    names = [f'detector {i}' for i in range(num_detectors)]
-    # Of the second one, a run is missing.
-    runs = {name: dict(focal=rows, swin=rows) for name in names}
-    if num_detectors > 1:
-        del runs['detector 1']['swin']
+    names = [f'model {i}' for i in range(num_models)]
+    # The second one has two seeds of one backbone, and none of the other.
+    runs = {name: dict(focal=[rows], swin=[rows]) for name in names}
+    if num_models > 1:
+        runs['model 1'] = dict(focal=[rows, rows])
     figure = draw_comparison(runs)
     shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(shown) == 2 * num_detectors
+    assert len(shown) == 2 * num_models
     assert [axes.get_title() for axes in shown if axes.get_title()] == names
-    curves = {axes.get_title(): len(axes.lines) for axes in shown if axes.get_title()}
-    assert curves == {name: 1 if name == 'detector 1' else 2 for name in names}
-    metric = next(axes for axes in shown if axes.get_ylabel() == 'box AP')
+    metrics = [axes for axes in shown if axes.get_ylabel() == 'box mAP']
+    assert [len(axes.lines) for axes in metrics] == [2] * num_models
+    legend = [text.get_text() for text in metrics[0].get_legend().get_texts()]
+    assert legend == ['Focal', 'Swin']
+    metric = metrics[0]
     assert list(metric.lines[0].get_ydata()) == [0.25]
     assert metric.lines[0].get_color() != metric.lines[1].get_color()
     assert pixels(figure).std() > 0

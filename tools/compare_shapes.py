@@ -1,4 +1,4 @@
-"""Trains every detector on the embedded data set, with Focal and with Swin of the same width.
+"""Trains every model on the embedded data set, with Focal and with Swin of the same width.
 
 Each run is one of tools/train.py, from scratch, with one thread. Runs that are there already are
 not repeated. In the end, curves and a table are made of all runs in the work folder.
@@ -11,23 +11,34 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
+from statistics import mean, median
 
 import _startup
 from _startup import REPOSITORY
 
-FAMILIES = (
-    'maskrcnn',
-    'cascade-maskrcnn',
-    'htcpp',
-    'retinanet',
-    'atss',
-    'reppointsv2',
-    'dyhead',
-    'sparsercnn',
-)
-# As configs/mmdet/_base_/shapes_backbone.py, with mmdet's own Swin Transformer. It has one window
-# size for all stages, and embeds patches without overlap.
+# Folder of the config of each family.
+FAMILIES = {
+    'maskrcnn': 'mmdet',
+    'cascade-maskrcnn': 'mmdet',
+    'htcpp': 'mmdet',
+    'retinanet': 'mmdet',
+    'atss': 'mmdet',
+    'reppointsv2': 'mmdet',
+    'dyhead': 'mmdet',
+    'sparsercnn': 'mmdet',
+    'upernet': 'mmseg',
+}
+BACKBONES = ('focal', 'swin')
+# Metrics of the table, by their names in a log, and how they are written.
+METRICS = {
+    'coco/bbox_mAP': ('box AP', '.3f'),
+    'coco/segm_mAP': ('mask AP', '.3f'),
+    'mIoU': ('mIoU, %', '.1f'),
+}
+# As configs/mmdet/_base_/shapes_backbone.py, with the Swin Transformer of mmdet or mmseg. It has
+# one window size for all stages, and embeds patches without overlap.
 SWIN = """_base_ = {config!r}
 
 model = dict(
@@ -49,10 +60,11 @@ model = dict(
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        '--families', nargs='+', choices=FAMILIES, default=FAMILIES, help='default: all'
+        '--families', nargs='+', choices=FAMILIES, default=list(FAMILIES), help='default: all'
     )
+    parser.add_argument('--backbones', nargs='+', choices=BACKBONES, default=BACKBONES)
     parser.add_argument(
-        '--backbones', nargs='+', choices=['focal', 'swin'], default=['focal', 'swin']
+        '--seeds', nargs='+', type=int, default=[0], help='a run for each (default: 0)'
     )
     parser.add_argument(
         '--work-dir',
@@ -76,7 +88,7 @@ def main() -> int:
 
     prepare_shapes()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    runs = [(family, backbone) for family in args.families for backbone in args.backbones]
+    runs = [(*run, seed) for seed in args.seeds for run in product(args.families, args.backbones)]
     with ThreadPoolExecutor(args.jobs) as pool:
         done = list(
             pool.map(lambda run: train(*run, args.work_dir.absolute(), args.cfg_options), runs)
@@ -85,13 +97,13 @@ def main() -> int:
     return 0 if all(done) else 1
 
 
-def train(family: str, backbone: str, work_dir: Path, cfg_options: list[str]) -> bool:
+def train(family: str, backbone: str, seed: int, work_dir: Path, cfg_options: list[str]) -> bool:
     """Makes one run; returns whether it is complete."""
     from mmengine.config import Config
 
-    name = f'{backbone}_{family}'
+    name = f'{backbone}_{family}_{seed}'
     folder = work_dir / name
-    config = REPOSITORY / f'configs/mmdet/focal_{family}_shapes.py'
+    config = REPOSITORY / f'configs/{FAMILIES[family]}/focal_{family}_shapes.py'
     if (folder / 'done').is_file():
         return True
     if backbone == 'swin':
@@ -101,8 +113,7 @@ def train(family: str, backbone: str, work_dir: Path, cfg_options: list[str]) ->
         config.write_text(text)
     print(f'{name}: training', flush=True)
     command = [sys.executable, REPOSITORY / 'tools/train.py', config, '--work-dir', folder]
-    if cfg_options:
-        command += ['--cfg-options', *cfg_options]
+    command += ['--cfg-options', f'randomness.seed={seed}', *cfg_options]
     with (work_dir / f'{name}.log').open('w') as log:
         environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
         status = subprocess.run(
@@ -115,18 +126,18 @@ def train(family: str, backbone: str, work_dir: Path, cfg_options: list[str]) ->
 
 
 def report(args: argparse.Namespace) -> None:
-    """Draws and prints all runs that are complete."""
+    """Draws and prints all runs in the work folder that are complete."""
     import matplotlib
 
     matplotlib.use('Agg')
     from mmfocal.visualization.curves import draw_comparison, read_scalars
 
     runs = {}
-    for family in FAMILIES:
-        for backbone in ('focal', 'swin'):
-            folder = args.work_dir / f'{backbone}_{family}'
-            if (folder / 'done').is_file():
-                runs.setdefault(family, {})[backbone] = read_scalars(folder)
+    for family, backbone in product(FAMILIES, BACKBONES):
+        complete = sorted(args.work_dir.glob(f'{backbone}_{family}_*/done'))
+        if complete:
+            rows = [read_scalars(done.parent) for done in complete]
+            runs.setdefault(family, {})[backbone] = rows
     if not runs:
         return
     plot = args.plot or args.work_dir / 'curves.png'
@@ -137,27 +148,50 @@ def report(args: argparse.Namespace) -> None:
         args.markdown.write_text(text)
 
 
-def table(runs: dict[str, dict[str, list[dict[str, float]]]]) -> str:
-    """Final box and mask AP, iterations and minutes of each run, as Markdown."""
+def table(runs: dict[str, dict[str, list[list[dict[str, float]]]]]) -> str:
+    """Last value of each metric, and minutes of training, as Markdown."""
+    from mmfocal.visualization.curves import main_metric
+
     lines = [
-        '| detector | iterations | Focal: box AP | mask AP | minutes | Swin: box AP | mask AP '
-        '| minutes |',
+        '| model | iterations | seeds | metric | Focal | Swin | minutes, Focal | Swin |',
         '|---|---|---|---|---|---|---|---|',
     ]
     for family, by_backbone in runs.items():
-        cells, iterations = [family], 0
-        for backbone in ('focal', 'swin'):
-            rows = by_backbone.get(backbone, [])
-            training = [row for row in rows if 'loss' in row]
-            final = ([row for row in rows if 'coco/bbox_mAP' in row] or [{}])[-1]
-            iterations = max(iterations, training[-1]['step'] if training else 0)
-            for metric in ('coco/bbox_mAP', 'coco/segm_mAP'):
-                cells.append(f'{final[metric]:.3f}' if metric in final else '-')
-            seconds = [row['time'] for row in training]
-            share = len(seconds) and sum(seconds) / len(seconds) * training[-1]['step'] / 60
-            cells.append(f'{share:.1f}' if seconds else '-')
-        lines.append(f'| {" | ".join([cells[0], str(iterations), *cells[1:]])} |')
+        every = [rows for seeds in by_backbone.values() for rows in seeds]
+        logged = {name for rows in every for row in rows for name in row}
+        for metric, (name, digits) in METRICS.items():
+            if metric in logged or metric == main_metric(logged):
+                cells = [family, str(max(rows[-1]['step'] for rows in every))]
+                cells += ['/'.join(str(len(by_backbone.get(key, []))) for key in BACKBONES), name]
+                for key in BACKBONES:
+                    last = [final(rows, metric) for rows in by_backbone.get(key, [])]
+                    cells.append(mean_and_range(last, digits))
+                for key in BACKBONES:
+                    times = [minutes(rows) for rows in by_backbone.get(key, [])]
+                    cells.append(mean_and_range(times, '.1f'))
+                lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
+
+
+def final(rows: list[dict[str, float]], metric: str) -> float:
+    """The last value of a metric; 0 where nothing was found, of which mmdet logs no AP."""
+    return [0.0, *(row[metric] for row in rows if metric in row)][-1]
+
+
+def minutes(rows: list[dict[str, float]]) -> float:
+    """Time of all iterations at their median, without evaluations."""
+    training = [row for row in rows if 'loss' in row]
+    return median(row['time'] for row in training) * training[-1]['step'] / 60
+
+
+def mean_and_range(values: list[float], digits: str) -> str:
+    """``'0.54 (0.52 to 0.55)'``, without the range where there is one value, or ``'-'``."""
+    if not values:
+        return '-'
+    text = format(mean(values), digits)
+    if len(values) > 1:
+        text += f' ({min(values):{digits}} to {max(values):{digits}})'
+    return text
 
 
 if __name__ == '__main__':

@@ -11,6 +11,8 @@ import matplotlib.pyplot as plt
 from .colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -21,8 +23,8 @@ METRICS = {
     'coco/bbox_mAP_50': 'box mAP at IoU 0.5',
     'coco/segm_mAP': 'mask mAP',
     'coco/segm_mAP_50': 'mask mAP at IoU 0.5',
-    'mIoU': 'mIoU',
-    'mAcc': 'mean accuracy',
+    'mIoU': 'mIoU, %',
+    'mAcc': 'mean accuracy, %',
 }
 
 
@@ -101,14 +103,15 @@ def draw_curves(work_dir: str | Path) -> Figure:
     return figure
 
 
-def draw_comparison(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Figure:
-    """Draws the loss and the box AP of several detectors, each with several backbones.
+def draw_comparison(runs: dict[str, dict[str, list[list[dict[str, float]]]]]) -> Figure:
+    """Draws the loss and the main metric of several models, each with several backbones.
 
     Args:
-        runs: rows of :func:`read_scalars` by detector and backbone, ``'focal'`` or ``'swin'``.
+        runs: by model and backbone, ``'focal'`` or ``'swin'``, one list of rows of
+            :func:`read_scalars` for each seed.
 
     Returns:
-        The figure, with a column for each detector; the caller saves and closes it.
+        The figure, with a column for each model; the caller saves and closes it.
     """
     half = -(-len(runs) // 2) if len(runs) > 4 else len(runs)
     num_bands = -(-len(runs) // half)
@@ -120,30 +123,37 @@ def draw_comparison(runs: dict[str, dict[str, list[dict[str, float]]]]) -> Figur
         squeeze=False,
         layout='constrained',
     )
-    for axes in panels.flat[: 2 * num_bands * half]:
+    for axes in panels.flat:
         axes.set_visible(False)
-    for number, (detector, by_backbone) in enumerate(runs.items()):
+    for number, (model, by_backbone) in enumerate(runs.items()):
         band, column = divmod(number, half)
         loss, metric = panels[2 * band, column], panels[2 * band + 1, column]
         loss.sharex(metric)
+        every = [row for seeds in by_backbone.values() for rows in seeds for row in rows]
+        name = main_metric({name for row in every for name in row})
         for backbone, colour in (('focal', BLUE), ('swin', ORANGE)):
-            rows = by_backbone.get(backbone, [])
-            _curve(loss, rows, 'loss', backbone, colour)
-            _curve(metric, rows, 'coco/bbox_mAP', backbone.title(), colour, marker='o')
-        loss.set(title=detector, yscale='log')
+            for seed, rows in enumerate(by_backbone.get(backbone, [])):
+                label = backbone.title() if seed == 0 else '_'  # once in the legend
+                _curve(loss, rows, 'loss', label, colour)
+                _curve(metric, rows, name, label, colour, marker='o')
+        loss.set(title=model, yscale='log')
         loss.tick_params(labelbottom=False)
         loss.tick_params(axis='y', which='both', labelsize=7)
-        metric.set(xlabel='iteration')
-        metric.set_ylim(0, 0.6)
+        metric.set(xlabel='iteration', ylabel=METRICS[name])
+        metric.set_ylim(0, 100 if name == 'mIoU' else 0.75)
         if column == 0:
             loss.set(ylabel='loss')
-            metric.set(ylabel='box AP')
             metric.legend(fontsize=8, frameon=False)
         for axes in (loss, metric):
             axes.set_visible(True)
             axes.grid(alpha=0.3)
             axes.spines[['top', 'right']].set_visible(False)
     return figure
+
+
+def main_metric(logged: Collection[str]) -> str:
+    """The first of :data:`METRICS` that is among logged names; box mAP where none is."""
+    return next((name for name in METRICS if name in logged), 'coco/bbox_mAP')
 
 
 def _curve(
