@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmfocal.engine import MissingDataError, UserError, check_data, load_config
+from mmfocal.datasets.preparation import DATASETS
+from mmfocal.engine import MissingDataError, check_data, load_config
+from mmfocal.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 COCO = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json')
@@ -31,14 +33,28 @@ def message(cfg, *splits):
     return str(error.value)
 
 
-def test_message_says_what_where_how_and_what_else(monkeypatch, tmp_path):
+ADE20K = [f'{what}/{split}' for what in ('images', 'annotations') for split in ('training',)]
+
+
+@pytest.mark.parametrize(
+    'name, root, parts, key',
+    [
+        ('focal_maskrcnn_1x', 'data/coco', (*COCO, 'train2017', 'val2017'), 'coco'),
+        ('focal_upernet_160k', 'data/ade/ADEChallengeData2016', ADE20K, 'ade20k'),
+    ],
+)
+def test_message_says_what_where_how_and_what_else(monkeypatch, tmp_path, name, root, parts, key):
     monkeypatch.chdir(tmp_path)
-    text = message(load_config('focal_maskrcnn_1x'))
-    for name in (*COCO, 'train2017', 'val2017'):
-        assert f'  {tmp_path}/data/coco/{name}\n' in text
-    assert 'train2017.zip' in text and 'cocodataset.org' in text
+    text = message(load_config(name))
+    for part in parts:
+        assert f'  {tmp_path}/{root}/{part}\n' in text
+    for archive in DATASETS[key].archives:
+        assert (archive.url in text) != archive.optional
+    assert f'tools/prepare_dataset.py {key} ' in text
     example = re.search(r'python tools/train\.py (\S+)', text)[1]
-    check_data(load_config(example))  # needs no data
+    embedded = load_config(example)
+    check_data(embedded)  # needs no data
+    assert embedded.default_scope == load_config(name).default_scope
 
 
 def test_options_of_the_message_work(monkeypatch, tmp_path):

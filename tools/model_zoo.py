@@ -36,7 +36,7 @@ def main() -> int:
     args = parse_args()
     _startup.check_installation()
     from mmfocal.compat import CORE, check_versions
-    from mmfocal.engine import user_errors_without_trace
+    from mmfocal.errors import user_errors_without_trace
     from mmfocal.model_zoo import load_published, measure, page
 
     check_versions((*CORE, 'mmdet'))

@@ -7,7 +7,8 @@ from _startup import add_common_options, check_installation, light_imports
 
 check_installation()
 with light_imports():
-    from mmfocal.engine import check_data, load_config, user_errors_without_trace
+    from mmfocal.engine import check_data, load_config
+    from mmfocal.errors import user_errors_without_trace
 
 
 def parse_args() -> argparse.Namespace:

@@ -7,12 +7,8 @@ from _startup import add_common_options, check_installation, light_imports
 
 check_installation()
 with light_imports():
-    from mmfocal.engine import (
-        check_data,
-        is_first_process,
-        load_config,
-        user_errors_without_trace,
-    )
+    from mmfocal.engine import check_data, load_config
+    from mmfocal.errors import is_first_process, user_errors_without_trace
 
 
 def parse_args() -> argparse.Namespace:

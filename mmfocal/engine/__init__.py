@@ -1,21 +1,17 @@
-"""What runs need beyond mmengine: safe loading, checks before the start, errors for users."""
+"""What runs need beyond mmengine: safe loading and checks before the start."""
 
 from typing import Any
 
 from .config import load_config
-from .errors import UserError, is_first_process, user_errors_without_trace
 from .preflight import MissingDataError, check_data
 
 __all__ = [
     'CheckpointError',
     'MissingDataError',
-    'UserError',
     'check_data',
     'install_safe_loading',
-    'is_first_process',
     'load_checkpoint_file',
     'load_config',
-    'user_errors_without_trace',
 ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .errors import UserError
+from mmfocal.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

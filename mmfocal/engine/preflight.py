@@ -9,35 +9,20 @@ from typing import Any
 
 from mmengine.config import Config
 
-from .errors import UserError
-
-EMBEDDED = 'python tools/train.py configs/mmdet/focal_maskrcnn_shapes.py'
+from mmfocal.datasets.preparation import DATASETS
+from mmfocal.errors import UserError
 
 # By a part of the data set's type: its name, and how to get it.
 SOURCES = {
-    'Coco': (
-        'COCO 2017',
-        'Download train2017.zip, val2017.zip and annotations_trainval2017.zip from '
-        'cocodataset.org and unpack them in one folder, so that it holds train2017/, val2017/ and '
-        'annotations/.',
-    ),
-    'ADE20K': (
-        'ADE20K',
-        'Download ADEChallengeData2016.zip from the MIT Scene Parsing Benchmark '
-        '(sceneparsing.csail.mit.edu) and unpack it, so that the folder holds images/ and '
-        'annotations/ with training/ and validation/ in each.',
-    ),
+    'Coco': (DATASETS['coco'].title, DATASETS['coco'].how_to_get()),
+    'ADE20K': (DATASETS['ade20k'].title, DATASETS['ade20k'].how_to_get()),
     'Cityscapes': (
         'Cityscapes',
         'Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from '
-        'cityscapes-dataset.com and unpack them in one folder.',
+        'cityscapes-dataset.com, unpack them in one folder, and convert the labels with '
+        'tools/dataset_converters/cityscapes.py of MMSegmentation.',
     ),
 }
-
-LABEL_MAPS = (
-    'Download stuffthingmaps_trainval2017.zip of COCO-stuff and unpack it in stuffthingmaps/ of '
-    'the same folder.'
-)
 # What transforms of mmdet import that mmdet does not require.
 PACKAGES = {'InstaBoost': 'instaboostfast', 'Albu': 'albumentations'}
 
@@ -94,7 +79,7 @@ def _leaves(key: str, dataset: Any) -> Iterator[tuple[str, dict]]:
     elif 'datasets' in dataset:
         for i, inner in enumerate(dataset['datasets']):
             yield from _leaves(f'{key}.datasets.{i}', inner)
-    elif _kind(dataset).endswith('ShapesDataset'):
+    elif 'Shapes' in _kind(dataset):
         return  # drawn on first use
     elif not dataset.get('backend_args'):  # else its paths are those of another storage
         yield key, dataset
@@ -129,18 +114,20 @@ def _evaluator_options(cfg: Config, split: str, dataset: dict) -> dict[str, str]
 
 def _message(cfg: Config, missing: list[str], options: dict[str, str], kinds: list[str]) -> str:
     names = [part for part in SOURCES if any(part in kind for kind in kinds)]
+    segments = cfg.get('default_scope') == 'mmseg'
+    embedded = 'mmseg/focal_upernet' if segments else 'mmdet/focal_maskrcnn'
     lines = ['The data of this config is not there. Looked for:']
     lines += [f'  {path}' for path in missing]
     for name, text in (SOURCES[part] for part in names):
         lines += ['', f'To get {name}: {text}']
     if any('stuffthingmaps' in path for path in missing):
-        lines += ['', f'To get the label maps: {LABEL_MAPS}']
+        lines += ['', f'To get label maps: {DATASETS["coco"].how_to_get(optional=True)}']
     lines += ['', 'If it lies in another FOLDER, say so:', '  --cfg-options \\']
     lines += [f'    {key}={value} \\' for key, value in options.items()]
     lines[-1] = lines[-1].removesuffix(' \\')
     lines += [
         '',
         'To try mmfocal without a download, train on drawn shapes (minutes, no GPU needed):',
-        f'  {EMBEDDED}',
+        f'  python tools/train.py configs/{embedded}_shapes.py',
     ]
     return '\n'.join(lines)

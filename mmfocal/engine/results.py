@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import master_only
 
-from .errors import UserError
+from mmfocal.errors import UserError
 
 
 def set_predictions_file(cfg: Config, out: str) -> None:

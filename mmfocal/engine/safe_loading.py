@@ -33,7 +33,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from .errors import UserError
+from mmfocal.errors import UserError
 
 
 class CheckpointError(UserError):

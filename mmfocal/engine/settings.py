@@ -13,8 +13,8 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
 from mmfocal.compat import CORE, check_versions, require_mmcv_ops
+from mmfocal.errors import UserError
 
-from .errors import UserError
 from .safe_loading import load_checkpoint_file
 
 
