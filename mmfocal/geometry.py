@@ -318,17 +318,28 @@ class FocalGeometry:
         return once, [first for first, _ in twice], [second for _, second in twice]
 
     @cached_property
-    def _ring(self) -> _Ring:
+    def authors_ring(self) -> tuple[tuple[int, tuple[int, int]], ...]:
+        """The ring in the authors' order, with the positions that they list twice.
+
+        Returns:
+            For each column of their position bias: which of the four moved copies of the window
+            it is from, and the position's row and column relative to the window's first token.
+        """
         inside = range(self.window_size)
+        # Moved towards bottom right, bottom left, top right, top left.
+        sides = (self.expand_size, -self.expand_size)
+        return tuple(
+            (copy, (row + down, col + right))
+            for copy, (down, right) in enumerate(product(sides, sides))
+            for row, col in product(inside, inside)
+            if row + down not in inside or col + right not in inside
+        )
+
+    @cached_property
+    def _ring(self) -> _Ring:
         columns: dict[tuple[int, int], list[int]] = {}
-        column = 0
-        # The copies that are moved towards bottom right, bottom left, top right, top left.
-        for down in (self.expand_size, -self.expand_size):
-            for right in (self.expand_size, -self.expand_size):
-                for row, col in product(inside, inside):
-                    if row + down not in inside or col + right not in inside:
-                        columns.setdefault((row + down, col + right), []).append(column)
-                        column += 1
+        for column, (_, position) in enumerate(self.authors_ring):
+            columns.setdefault(position, []).append(column)
         return _Ring(
             once={position: at for position, at in columns.items() if len(at) == 1},
             twice={position: at for position, at in columns.items() if len(at) == 2},

@@ -1,4 +1,5 @@
-# A recipe: no weights of Focal-L were released. Twelve epochs of each picture twice.
+# A recipe: no weights of Focal-L were released. It begins with Swin-L, as the authors' did.
+# Twelve epochs of each picture twice.
 _base_ = [
     '_base_/dyhead_focal-l.py',
     '_base_/coco_detection_ms_2000.py',

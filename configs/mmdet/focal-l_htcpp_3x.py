@@ -1,4 +1,5 @@
-# A recipe: no weights of Focal-L were released. 16 GPUs with one image each.
+# A recipe: no weights of Focal-L were released. It begins with Swin-L, as the authors' did.
+# 16 GPUs with one image each.
 _base_ = [
     '_base_/htcpp_focal.py',
     '_base_/coco_semantic_ms_1600.py',
@@ -8,6 +9,11 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch='large', drop_path_rate=0.3),
+    backbone=dict(
+        arch='large',
+        downsample='merging',
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint={{_base_.swin_checkpoints.large}}),
+    ),
     neck=dict(in_channels=[192, 384, 768, 1536]),
 )

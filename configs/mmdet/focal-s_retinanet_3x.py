@@ -1,3 +1,3 @@
 _base_ = 'focal_retinanet_3x.py'
 
-model = dict(backbone=dict(arch='small'))
+model = dict(backbone=dict(arch='small', init_cfg=dict(checkpoint={{_base_.checkpoints.small}})))

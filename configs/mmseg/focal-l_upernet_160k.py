@@ -1,4 +1,5 @@
-# A recipe: no weights of Focal-L were released. Crops of 640 x 640 pixels.
+# A recipe: no weights of Focal-L were released. It begins with Swin-L, as the authors' did.
+# Crops of 640 x 640 pixels.
 _base_ = [
     '_base_/upernet_focal.py',
     'mmseg::_base_/datasets/ade20k_640x640.py',
@@ -9,7 +10,12 @@ _base_ = [
 data_preprocessor = dict(size={{_base_.crop_size}})
 model = dict(
     data_preprocessor=data_preprocessor,
-    backbone=dict(arch='large', drop_path_rate=0.3),
+    backbone=dict(
+        arch='large',
+        downsample='merging',
+        drop_path_rate=0.3,
+        init_cfg=dict(checkpoint={{_base_.swin_checkpoints.large}}),
+    ),
     decode_head=dict(in_channels=[192, 384, 768, 1536], num_classes=150),
     auxiliary_head=dict(in_channels=768, num_classes=150),
 )

@@ -40,7 +40,9 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or holds more than data. The message is for users."""
 
 
-def load_checkpoint_file(source: str | os.PathLike, map_location: Any = 'cpu') -> dict:
+def load_checkpoint_file(
+    source: str | os.PathLike, map_location: Any = 'cpu', sha256: str | None = None
+) -> dict:
     """Loads a checkpoint without running anything out of it.
 
     Args:
@@ -48,22 +50,20 @@ def load_checkpoint_file(source: str | os.PathLike, map_location: Any = 'cpu') -
             any scheme that mmengine knows, such as ``open-mmlab://``. A file whose name ends in
             ``.safetensors`` is read as such.
         map_location: as in ``torch.load``.
+        sha256: of the file, in hexadecimal, or the beginning of it; not compared if None.
 
     Returns:
         What was saved; tensors alone for a ``.safetensors`` file.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or refers to code.
+        CheckpointError: the file is missing, damaged, another than ``sha256`` says, or refers to
+            code.
     """
     source = os.fspath(source)
-    url = _url_of(source)
-    if url is not None:
-        return _load(_downloaded(url), source, map_location)
-    if source.startswith('file://'):
-        return _load(urlparse(source).path, source, map_location)
-    if '://' in source:
-        return _load(_remote(source), source, map_location)
-    return _load(os.path.expanduser(source), source, map_location)
+    file = _located(source)
+    if sha256 is not None:
+        _check_hash(file, source, sha256)
+    return _load(file, source, map_location)
 
 
 def install_safe_loading() -> None:
@@ -84,6 +84,32 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
 
 
 # --- Where it comes from ----------------------------------------------------------------------
+
+
+def _located(source: str) -> str | BytesIO:
+    """Path or content of a file."""
+    url = _url_of(source)
+    if url is not None:
+        return _downloaded(url)
+    if source.startswith('file://'):
+        return urlparse(source).path
+    return _remote(source) if '://' in source else os.path.expanduser(source)
+
+
+def _check_hash(file: str | BytesIO, source: str, expected: str) -> None:
+    if isinstance(file, str) and not os.path.isfile(file):
+        return  # which is told when it is opened
+    with open(file, 'rb') if isinstance(file, str) else BytesIO(file.getvalue()) as opened:
+        digest = hashlib.sha256()
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    found = digest.hexdigest()
+    if not found.startswith(expected.lower()):
+        at = f', kept as {file}; delete it to download it again' if _url_of(source) else ''
+        raise CheckpointError(
+            f'{source} is not the file that was expected{at}. SHA-256 expected: {expected}, '
+            f'found: {found}.'
+        )
 
 
 def _url_of(source: str) -> str | None:

@@ -180,6 +180,9 @@ def set_test_time_augmentation(cfg: Config) -> None:
 def build_runner(cfg: Config) -> Runner:
     """The runner of a complete config, with the modules that it asks for imported.
 
+    A run that is resumed leaves out the pretrained weights that it began with: mmengine would
+    load, and perhaps download, them only to overwrite them.
+
     Raises:
         UserError: mmcv's operators or the config's own family, mmdet or mmseg, are missing, or a
             custom import fails.
@@ -192,4 +195,10 @@ def build_runner(cfg: Config) -> Runner:
             import_modules_from_strings(**cfg.custom_imports)
     except ImportError as error:
         raise UserError(str(error)) from error
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if cfg.get('resume'):
+        for module in runner.model.modules():
+            init_cfg = getattr(module, 'init_cfg', None)
+            if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+                module.init_cfg = None
+    return runner

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
-from mmengine.model.weight_init import trunc_normal_
+from mmengine.model.weight_init import PretrainedInit, trunc_normal_, update_init_info
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,6 +22,7 @@ from .focal_self_attention import FocalSelfAttention
 from .pooling import POOL_METHODS
 
 EXPAND_LAYERS = ('all', 'even', 'odd')
+DOWNSAMPLES = ('conv', 'merging')
 
 # Paper appendix A.1, Table 9; 'large' has the widths of Swin-L, from which the authors made it.
 ARCH_SETTINGS = {
@@ -84,6 +85,40 @@ class PatchEmbed(BaseModule):
             x = F.pad(x, (0, right, 0, bottom))
         x = self.proj(x).permute(0, 2, 3, 1)
         return x if self.norm is None else self.norm(x)
+
+
+class PatchMerging(BaseModule):
+    """Norm and linear layer over 2x2 tokens: the step between stages of Swin Transformer.
+
+    After ``PatchMerging`` of the authors' ``classification/focal_transformer.py``, which does not
+    use it, with channels in the order of Swin's weights: those of the upper left token, then of
+    the lower left, the upper right and the lower right one.
+
+    Args:
+        in_channels: channels of the input.
+        embed_dims: channels of the output.
+        norm_cfg: norm over the channels of the four tokens.
+        init_cfg: as in mmengine.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        norm_cfg: dict,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.norm = build_norm_layer(norm_cfg, 4 * in_channels)[1]
+        self.reduction = nn.Linear(4 * in_channels, embed_dims, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float ``(B, C, H, W)`` to ``(B, ceil(H / 2), ceil(W / 2), embed_dims)``."""
+        height, width = x.shape[-2:]
+        if height % 2 or width % 2:  # F.pad copies in any case
+            x = F.pad(x, (0, width % 2, 0, height % 2))
+        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H / 2, 2, W / 2, 2)
+        return self.reduction(self.norm(x.permute(0, 2, 4, 5, 3, 1).flatten(3)))
 
 
 class Mlp(BaseModule):
@@ -173,7 +208,7 @@ class FocalStage(BaseModule):
     def __init__(
         self,
         blocks: Sequence[FocalBlock],
-        downsample: PatchEmbed | None = None,
+        downsample: PatchEmbed | PatchMerging | None = None,
         with_cp: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
@@ -251,6 +286,9 @@ class FocalTransformer(BaseModule):
         patch_norm: whether patches are normalised behind the stem.
         use_conv_embed: whether patches overlap, in the stem and between stages.
         use_pre_norm: whether maps are normalised before the convolution between stages.
+        downsample: step between stages: ``'conv'``, a strided convolution with a norm behind it,
+            as the authors, or ``'merging'``, the patch merging of Swin Transformer, whose weights
+            then fit there too.
         layer_scale_init_value: first value of the layer scale (CaiT), None for no layer scale.
         out_indices: stages whose maps are returned, counted from 0. Stages behind the last of
             them are not built.
@@ -266,7 +304,9 @@ class FocalTransformer(BaseModule):
         compile_blocks: whether each block is compiled by :func:`torch.compile`, for symbolic
             sizes. That takes a minute or two when training begins and seldom again; compiling the
             whole backbone takes longer, and again for many a size.
-        init_cfg: as in mmengine.
+        init_cfg: as in mmengine. ``dict(type='Pretrained', checkpoint=...)`` takes the authors'
+            files, those of Swin Transformer and our own, and all arguments of
+            :func:`mmfocal.pretrained.load_pretrained`.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or value; the message names it, what
@@ -305,6 +345,7 @@ class FocalTransformer(BaseModule):
         patch_norm: bool = True,
         use_conv_embed: bool = False,
         use_pre_norm: bool = False,
+        downsample: str = 'conv',
         layer_scale_init_value: float | None = None,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         out_norm: bool = True,
@@ -324,6 +365,12 @@ class FocalTransformer(BaseModule):
         _check_norm(norm_cfg)
         _check_choice('pool_method', pool_method, ('none', *POOL_METHODS))
         _check_choice('expand_layer', expand_layer, EXPAND_LAYERS)
+        _check_choice('downsample', downsample, DOWNSAMPLES)
+        if downsample == 'merging' and (use_conv_embed or use_pre_norm):
+            raise ValueError(
+                "downsample='merging' takes the place of the convolution that use_conv_embed and "
+                'use_pre_norm are about; leave them out'
+            )
         _check_stages('focal_stages', focal_stages, num_stages)
         _check_stages('out_indices', out_indices, num_stages)
         if not out_indices:
@@ -405,9 +452,11 @@ class FocalTransformer(BaseModule):
                         layer_scale=layer_scale_init_value,
                     )
                 )
-            downsample = None
-            if i < max(self.out_indices):
-                downsample = PatchEmbed(
+            step = None
+            if i < max(self.out_indices) and downsample == 'merging':
+                step = PatchMerging(channels, channels * 2, norm_cfg)
+            elif i < max(self.out_indices):
+                step = PatchEmbed(
                     channels,
                     channels * 2,
                     stride=2,
@@ -415,7 +464,7 @@ class FocalTransformer(BaseModule):
                     pre_norm=use_pre_norm,
                     norm_cfg=norm_cfg,
                 )
-            self.stages.append(FocalStage(blocks, downsample, with_cp))
+            self.stages.append(FocalStage(blocks, step, with_cp))
 
         if out_norm:
             for i in self.out_indices:
@@ -450,6 +499,30 @@ class FocalTransformer(BaseModule):
                 out = getattr(self, f'norm{i}')(out) if self.out_norm else out
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
+
+    def init_weights(self) -> None:
+        """As in mmengine, except that ``Pretrained`` takes files of others and other sizes.
+
+        Raises:
+            CheckpointError: see :func:`mmfocal.pretrained.load_pretrained`.
+        """
+        from mmfocal.pretrained import load_pretrained
+
+        init_cfg = self.init_cfg or []
+        settings = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
+        pretrained = [cfg for cfg in settings if cfg['type'] in ('Pretrained', PretrainedInit)]
+        loads = not self.is_init
+        self.init_cfg = [cfg for cfg in settings if cfg not in pretrained]
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = init_cfg
+        if not loads:
+            return
+        for cfg in pretrained:
+            load_pretrained(self, **{key: value for key, value in cfg.items() if key != 'type'})
+            if hasattr(self, '_params_init_info'):
+                update_init_info(self, init_info=f'Pretrained: {cfg["checkpoint"]}')
 
     def train(self, mode: bool = True) -> FocalTransformer:
         """Sets training mode; frozen parts stay in evaluation mode."""

@@ -5,7 +5,11 @@ custom_imports = dict(imports=['mmfocal', 'mmfocal.detection'], allow_failed_imp
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=128),
-    backbone=dict(arch='large'),
+    backbone=dict(
+        arch='large',
+        downsample='merging',
+        init_cfg=dict(checkpoint={{_base_.swin_checkpoints.large}}),
+    ),
     neck=[
         dict(
             type='FPN',
