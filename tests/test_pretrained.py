@@ -201,7 +201,7 @@ def test_wider_focal_windows_resize_the_tables_of_pooled_cells_alone(file):
 @pytest.mark.parametrize('file', FILES)
 def test_other_windows_resize_every_table_and_the_pooling(file):
     model = model_for(file, window_size=5, expand_sizes=2, focal_windows=(5, 5, 3, 3))
-    accounting = load_pretrained(model, FILES[file](), interpolation='bicubic', ring='zero')
+    accounting = load_pretrained(model, FILES[file](), interpolation='bicubic', ring=0)
     resized = {name.rpartition('attn.')[2] for name in accounting.resized}
     tables = {f'position_bias.{TABLE}'}
     if 'Swin' not in file:
@@ -342,10 +342,12 @@ def test_tensors_of_another_shape_are_named():
         load_pretrained(FocalTransformer(ARCH), state)
 
 
-@pytest.mark.parametrize('name', ['interpolation', 'ring'])
-def test_unknown_choices_are_told(name):
-    with pytest.raises(ValueError, match=rf"{name} must be one of .*, got 'odd'"):
-        load_pretrained(FocalTransformer(ARCH), our_file('backbone'), **{name: 'odd'})
+@pytest.mark.parametrize(
+    'name, value', [('interpolation', 'odd'), ('ring', 'odd'), ('ring', True), ('ring', None)]
+)
+def test_unknown_choices_are_told(name, value):
+    with pytest.raises(ValueError, match=rf'{name} must be one of .*, got {value!r}'):
+        load_pretrained(FocalTransformer(ARCH), our_file('backbone'), **{name: value})
 
 
 def test_hash_is_compared(tmp_path):
@@ -405,7 +407,7 @@ def detector(checkpoint, **init_cfg):
 def test_init_cfg_loads_files_of_others(tmp_path):
     path = tmp_path / 'authors.pth'
     torch.save(authors_file(), path)
-    model = detector(path, ring='negative')
+    model = detector(path, ring=-10.0)
     model.init_weights()
     state = model.backbone.state_dict()
     for name, value in read_weights(authors_file(), '').tensors.items():
@@ -570,8 +572,8 @@ def test_missing_ring_begins_as_asked():
     like = torch.empty(1, 1, 9, len(geometry.authors_ring))
     normal = resizing.missing_ring('normal', table, like, geometry)
     assert 0.01 < normal.std() < 0.03 and normal.abs().max() <= 0.04
-    assert not resizing.missing_ring('zero', table, like, geometry).any()
-    assert (resizing.missing_ring('negative', table, like, geometry) == -10).all()
+    assert not resizing.missing_ring(0, table, like, geometry).any()
+    assert (resizing.missing_ring(-10.0, table, like, geometry) == -10).all()
     nearest = resizing.missing_ring('nearest', table, like, geometry)[0, 0]
     places = [place for _, place in geometry.authors_ring]
     # Query (0, 0) and key (-1, 1): one row behind, one column ahead, index (1 + 2) * 5 + (-1 + 2).
@@ -588,7 +590,7 @@ def test_ring_of_negative_bias_is_next_to_not_seen():
     load_pretrained(without, content)
     image = torch.randn(1, 3, 256, 320)
     distance = {}
-    for ring in resizing.MISSING_RINGS:
+    for ring in (*resizing.RINGS, -10.0):
         for backend in available_backends():
             if why_not(backend, image.device, image.dtype, head_dim=8):
                 continue
@@ -597,7 +599,7 @@ def test_ring_of_negative_bias_is_next_to_not_seen():
             with torch.no_grad():
                 want, got = without(image)[3], model(image)[3]
             distance[ring] = float((want - got).norm() / want.norm())
-    assert distance['negative'] < 1e-3 < distance['normal']
+    assert distance[-10.0] < 1e-3 < distance['normal']
 
 
 # --- Patch merging ------------------------------------------------------------------------------
@@ -644,13 +646,13 @@ def test_conversion_renames_or_fits_and_overwrites_nothing(tmp_path):
     renamed, fitted = tmp_path / 'renamed.pth', tmp_path / 'fitted.safetensors'
     status, output = convert(source, renamed)
     assert status == 0 and 'left out  head.weight' in output, output
-    status, output = convert(source, fitted, '--config', config, '--ring', 'zero')
+    status, output = convert(source, fitted, '--config', config, '--ring', 0)
     assert status == 0, output
     assert f'new       stages.3.blocks.0.attn.position_bias.{TABLE}_to_neighbors' in output
     assert f'resized   stages.0.blocks.0.attn.position_bias.{TABLE}_to_windows.0' in output
     for path in (renamed, fitted):
         model = FocalTransformer(ARCH, focal_windows=(15, 13, 9, 7))
-        accounting = load_pretrained(model, str(path), ring='zero')
+        accounting = load_pretrained(model, str(path), ring=0)
         assert accounting.layout == 'mmfocal' and not accounting.left_out
         assert bool(accounting.resized) == (path == renamed)
     before = fitted.read_bytes()

@@ -209,6 +209,22 @@ def test_boxes_and_masks_are_merged_over_views(detector, folder):
     assert found and {'bbox', 'score', 'segmentation'} <= set(found[0])
 
 
+def test_rings_are_compared(detector, folder):
+    config, work_dir = detector
+    output = run_tool(
+        *('compare_rings.py', config, work_dir / 'iter_2.pth', folder / 'shapes/val'),
+        *('--expand-sizes', 3, 3, 3, 0, '--num-images', 2, '--rings', 'normal', 0, -100),
+        cwd=folder,
+    )
+    lines = [line.strip('| ').split(' | ') for line in output.splitlines() if line[:1] == '|']
+    distances = {ring: list(map(float, values)) for ring, *values in lines[2:]}
+    assert list(distances) == ['normal', '0.0', '-100.0']
+    # Attention of two iterations is nearly even: a bias of -100 outweighs all scores.
+    assert distances['-100.0'] == [0, 0, 0, 0]
+    for ring in ('normal', '0.0'):
+        assert distances[ring][:2] == [0, 0] and distances[ring][2] > 0
+
+
 def test_comparison_trains_focal_and_swin_once_and_tells_both(folder):
     options = [
         'train_cfg.max_iters=2',

@@ -68,6 +68,14 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def number_or_text(text: str) -> float | str:
+    """Type of an option that takes a number or one of some words."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def check_installation() -> None:
     """Ends the process with a repair for the first package that is missing or does not fit."""
     with light_imports():

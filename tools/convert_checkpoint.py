@@ -26,7 +26,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--prefix', help="of the backbone's keys in SRC (default: found)")
     parser.add_argument('--sha256', help='of SRC, or the beginning of it')
     parser.add_argument('--interpolation', default='bilinear', help='of position biases')
-    parser.add_argument('--ring', default='normal', help="how a ring's bias begins that SRC lacks")
+    parser.add_argument(
+        '--ring',
+        type=_startup.number_or_text,
+        default='normal',
+        help="how a ring's bias begins that SRC lacks: normal, nearest or a number",
+    )
     parser.add_argument('--force', action='store_true', help='overwrite DST')
     return parser.parse_args()
 
@@ -48,30 +53,28 @@ def convert(args: argparse.Namespace) -> None:
     from mmfocal.engine import load_checkpoint_file, load_config
     from mmfocal.engine.saving import save_tensors
     from mmfocal.errors import UserError
-    from mmfocal.pretrained import INTERPOLATIONS, MISSING_RINGS, load_pretrained, read_weights
+    from mmfocal.pretrained import load_pretrained, read_weights
 
     if args.dst.suffix not in SUFFIXES:
         raise UserError(f'DST must end in {" or ".join(SUFFIXES)}, got {args.dst}')
     if args.dst.exists() and not args.force:
         raise UserError(f'{args.dst} exists. Choose another name, or add --force to overwrite it.')
-    for name, choices in (('interpolation', INTERPOLATIONS), ('ring', MISSING_RINGS)):
-        if getattr(args, name) not in choices:
-            raise UserError(
-                f'--{name} must be one of {", ".join(choices)}, got {getattr(args, name)}'
-            )
     if args.config:
         backbone = dict(load_config(args.config).model.backbone, init_cfg=None)
         if backbone['type'] not in ('FocalTransformer', mmfocal.FocalTransformer):
             raise UserError(f'The backbone of {args.config} is {backbone["type"]}.')
         model = MODELS.build(backbone)
-        accounting = load_pretrained(
-            model,
-            args.src,
-            prefix=args.prefix,
-            sha256=args.sha256,
-            interpolation=args.interpolation,
-            ring=args.ring,
-        )
+        try:
+            accounting = load_pretrained(
+                model,
+                args.src,
+                prefix=args.prefix,
+                sha256=args.sha256,
+                interpolation=args.interpolation,
+                ring=args.ring,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from error
         tensors = model.state_dict()
         for what in ('resized', 'left_out', 'new'):
             for name in getattr(accounting, what):

@@ -2,11 +2,11 @@
 
 from .layouts import Weights, read_weights
 from .loading import Accounting, load_pretrained
-from .resizing import INTERPOLATIONS, MISSING_RINGS
+from .resizing import INTERPOLATIONS, RINGS
 
 __all__ = [
     'INTERPOLATIONS',
-    'MISSING_RINGS',
+    'RINGS',
     'Accounting',
     'Weights',
     'load_pretrained',

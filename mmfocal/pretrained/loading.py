@@ -17,7 +17,7 @@ from mmfocal.geometry import FocalGeometry
 from .layouts import Weights, read_weights
 from .resizing import (
     INTERPOLATIONS,
-    MISSING_RINGS,
+    check_ring,
     missing_ring,
     resize_grid,
     resize_pool,
@@ -77,7 +77,7 @@ def load_pretrained(
     map_location: str = 'cpu',
     sha256: str | None = None,
     interpolation: str = 'bilinear',
-    ring: str = 'normal',
+    ring: str | float = 'normal',
 ) -> Accounting:
     """Loads pretrained weights, as ``init_cfg=dict(type='Pretrained', checkpoint=...)`` does.
 
@@ -94,7 +94,8 @@ def load_pretrained(
         map_location: where the file's tensors are put before they are copied.
         sha256: of the file, or the beginning of it, in hexadecimal; not compared if None.
         interpolation: of position bias tables, ``'bilinear'`` as in the paper, or ``'bicubic'``.
-        ring: how a ring's table begins that the file does not have; see
+        ring: how a ring's table begins that the file does not have: ``'normal'`` as in the
+            authors' code, ``'nearest'`` or a number; see
             :func:`~mmfocal.pretrained.resizing.missing_ring`.
 
     Returns:
@@ -105,12 +106,9 @@ def load_pretrained(
             Swin Transformer, or those of another architecture.
         ValueError: an unknown ``interpolation`` or ``ring``.
     """
-    for name, value, choices in (
-        ('interpolation', interpolation, INTERPOLATIONS),
-        ('ring', ring, MISSING_RINGS),
-    ):
-        if value not in choices:
-            raise ValueError(f'{name} must be one of {choices}, got {value!r}')
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f'interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}')
+    check_ring(ring)
     source = 'the given state dict'
     if not isinstance(checkpoint, Mapping):
         source = str(checkpoint)
@@ -128,7 +126,7 @@ def load_pretrained(
 
 
 def _fit(
-    model: FocalTransformer, weights: Weights, source: str, interpolation: str, ring: str
+    model: FocalTransformer, weights: Weights, source: str, interpolation: str, ring: str | float
 ) -> tuple[dict[str, Tensor], Accounting]:
     """The file's tensors as the model takes them."""
     own = model.state_dict()

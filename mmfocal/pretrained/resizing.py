@@ -16,10 +16,7 @@ from torch import Tensor
 from mmfocal.geometry import FocalGeometry
 
 INTERPOLATIONS = ('bilinear', 'bicubic')
-MISSING_RINGS = ('normal', 'zero', 'negative', 'nearest')
-# Weighs a key of the ring like e ** -10 keys of the same score, which is next to nothing; a much
-# lower number would leave its bias without a gradient.
-NEGATIVE = -10.0
+RINGS = ('normal', 'nearest')  # or a number
 
 
 def resize_window_table(table: Tensor, window: int, interpolation: str) -> Tensor:
@@ -80,16 +77,23 @@ def resize_ring_table(
     return resize_grid(by_key, new.window_size, interpolation).transpose(-1, -2).contiguous()
 
 
+def check_ring(ring: str | float) -> None:
+    """Raises a ValueError for what :func:`missing_ring` does not know."""
+    if ring not in RINGS and (isinstance(ring, bool) or not isinstance(ring, int | float)):
+        raise ValueError(f'ring must be one of {RINGS} or a number, got {ring!r}')
+
+
 def missing_ring(
-    method: str, window_table: Tensor, like: Tensor, geometry: FocalGeometry
+    ring: str | float, window_table: Tensor, like: Tensor, geometry: FocalGeometry
 ) -> Tensor:
     """Bias for a ring that the pretrained model does not have.
 
     Args:
-        method: ``'normal'``, a truncated normal distribution of standard deviation 0.02, as the
-            authors' code initialises it; ``'zero'``; ``'negative'``, -10, so that the ring is
-            next to not seen at first; ``'nearest'``, the bias of the window's own key at the same
-            relative position, or the one nearest to it.
+        ring: ``'normal'``, a truncated normal distribution of standard deviation 0.02, as the
+            authors' code initialises it; ``'nearest'``, the bias of the window's own key at the
+            same relative position, or the one nearest to it; or the bias of all its keys: 0, or
+            a negative number, by which the ring begins to be seen the more slowly, the lower it
+            is.
         window_table: of the same block, float ``((2 * w - 1) ** 2, nH)``.
         like: the new table, float ``(1, nH, w ** 2, R)``.
         geometry: of the block.
@@ -97,10 +101,10 @@ def missing_ring(
     Returns:
         As ``like``.
     """
-    if method == 'normal':
+    if ring == 'normal':
         return torch.nn.init.trunc_normal_(torch.empty_like(like), std=0.02, a=-0.04, b=0.04)
-    if method in ('zero', 'negative'):
-        return torch.full_like(like, 0.0 if method == 'zero' else NEGATIVE)
+    if ring != 'nearest':
+        return torch.full_like(like, ring)
     window = geometry.window_size
     query = torch.cartesian_prod(*(torch.arange(window),) * 2)
     key = torch.tensor([position for _, position in geometry.authors_ring])
