@@ -8,8 +8,11 @@ _base_ = [
 ]
 
 num_classes = 7  # 0 is the ground
-width = 48  # channels of the heads
+width = 64  # channels of the heads
 norm_cfg = dict(type='BN')
+# The ground covers most of a picture, and it is the names of the shapes that take time to learn.
+cross_entropy = dict(type='CrossEntropyLoss', class_weight=[0.1] + [1.0] * (num_classes - 1))
+dice = dict(type='DiceLoss', loss_name='loss_dice', loss_weight=2.0)
 
 data_preprocessor = dict(size={{_base_.crop_size}})
 model = dict(
@@ -19,14 +22,21 @@ model = dict(
         in_channels={{_base_.shapes_backbone_channels}},
         channels=width,
         num_classes=num_classes,
+        dropout_ratio=0.0,
         norm_cfg=norm_cfg,
+        loss_decode=[cross_entropy, dice],
     ),
     auxiliary_head=dict(
-        in_channels=128, channels=width, num_classes=num_classes, norm_cfg=norm_cfg
+        in_channels=128,
+        channels=width,
+        num_classes=num_classes,
+        dropout_ratio=0.0,
+        norm_cfg=norm_cfg,
+        loss_decode=dict(**cross_entropy, loss_weight=0.4),
     ),
 )
 
-max_iters = 700
+max_iters = 2500
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
