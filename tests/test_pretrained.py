@@ -327,6 +327,13 @@ def test_other_files_are_told(content, expected):
         load_pretrained(FocalTransformer(ARCH), content)
 
 
+def test_file_of_a_single_tensor_is_told(tmp_path):
+    path = tmp_path / 'tensor.pth'
+    torch.save(torch.zeros(3), path)
+    with pytest.raises(CheckpointError, match='no tensors by name, but a Tensor'):
+        load_pretrained(FocalTransformer(ARCH), str(path))
+
+
 def test_wrong_prefix_is_told():
     with pytest.raises(CheckpointError, match=r"under 'neck\.'"):
         load_pretrained(FocalTransformer(ARCH), our_file('detector'), prefix='neck.')

@@ -84,33 +84,42 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     _startup.check_installation()
+    import mmfocal  # noqa: F401  with it, mmengine finds the bases of either stack
     from mmfocal.datasets import prepare_shapes
 
     prepare_shapes()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    runs = [(*run, seed) for seed in args.seeds for run in product(args.families, args.backbones)]
+    work_dir = args.work_dir.absolute()
+    runs = product(args.seeds, args.families, args.backbones)
+    # Configs are read here, not by the threads: mmengine reads one at a time.
+    runs = [
+        (f'{backbone}_{family}_{seed}', seed, write_config(family, backbone, seed, work_dir))
+        for seed, family, backbone in runs
+    ]
     with ThreadPoolExecutor(args.jobs) as pool:
-        done = list(
-            pool.map(lambda run: train(*run, args.work_dir.absolute(), args.cfg_options), runs)
-        )
+        done = list(pool.map(lambda run: train(*run, work_dir, args.cfg_options), runs))
     report(args)
     return 0 if all(done) else 1
 
 
-def train(family: str, backbone: str, seed: int, work_dir: Path, cfg_options: list[str]) -> bool:
-    """Makes one run; returns whether it is complete."""
+def write_config(family: str, backbone: str, seed: int, work_dir: Path) -> Path:
+    """The config of a run; one with Swin is written into the work folder."""
     from mmengine.config import Config
 
-    name = f'{backbone}_{family}_{seed}'
-    folder = work_dir / name
     config = REPOSITORY / f'configs/{FAMILIES[family]}/focal_{family}_shapes.py'
+    if backbone == 'focal':
+        return config
+    out_indices = Config.fromfile(config).model.backbone.get('out_indices', (0, 1, 2, 3))
+    path = work_dir / f'{backbone}_{family}_{seed}.py'
+    path.write_text(SWIN.format(config=str(config), out_indices=out_indices))
+    return path
+
+
+def train(name: str, seed: int, config: Path, work_dir: Path, cfg_options: list[str]) -> bool:
+    """Makes one run; returns whether it is complete."""
+    folder = work_dir / name
     if (folder / 'done').is_file():
         return True
-    if backbone == 'swin':
-        out_indices = Config.fromfile(config).model.backbone.get('out_indices', (0, 1, 2, 3))
-        text = SWIN.format(config=str(config), out_indices=out_indices)
-        config = work_dir / f'{name}.py'
-        config.write_text(text)
     print(f'{name}: training', flush=True)
     command = [sys.executable, REPOSITORY / 'tools/train.py', config, '--work-dir', folder]
     command += ['--cfg-options', f'randomness.seed={seed}', *cfg_options]

@@ -225,15 +225,16 @@ def read_weights(checkpoint: Mapping[str, Any], source: str, prefix: str | None 
 
 
 def _state_dict(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tensor]:
-    state_dict = checkpoint
+    state_dict = checkpoint if isinstance(checkpoint, Mapping) else {}
     for container in CONTAINERS:
-        inner = state_dict.get(container) if isinstance(state_dict, Mapping) else None
-        if isinstance(inner, Mapping):
-            state_dict = inner
+        if isinstance(state_dict.get(container), Mapping):
+            state_dict = state_dict[container]
     tensors = {key: value for key, value in state_dict.items() if torch.is_tensor(value)}
     if not tensors:
-        keys = ', '.join(map(str, list(checkpoint)[:4])) or 'nothing'
-        raise CheckpointError(f'{source} holds no state dict: no tensors by name, but {keys}.')
+        found = f'a {type(checkpoint).__name__}'
+        if isinstance(checkpoint, Mapping):
+            found = ', '.join(map(str, list(checkpoint)[:4])) or 'nothing'
+        raise CheckpointError(f'{source} holds no state dict: no tensors by name, but {found}.')
     return tensors
 
 
