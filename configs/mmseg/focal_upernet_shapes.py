@@ -47,9 +47,17 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
+# Full speed for two thirds of the time: names are learned while the learning rate is high.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters, eta_min_ratio=0.01),
+    dict(
+        type='LinearLR',
+        start_factor=1.0,
+        end_factor=0.01,
+        by_epoch=False,
+        begin=1700,
+        end=max_iters,
+    ),
 ]
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
