@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmfocal import FocalTransformer
-from mmfocal.checkpoint import from_authors
+from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.checkpoint import authors_version, from_authors
 from mmfocal.ops import available_backends, why_not
 
 SMALL_GOLDEN = sorted(Path(__file__).with_name('golden').glob('*.npz'))
@@ -19,9 +19,9 @@ GOLDEN = list(SMALL_GOLDEN)
 if folder := os.environ.get('MMFOCAL_GOLDEN'):
     full = sorted(Path(folder).glob('*.npz'))
     assert full, f'MMFOCAL_GOLDEN={folder} holds no golden case (*.npz)'
-    # `fast_*` are cases of the authors' second version, which is another model.
-    GOLDEN += [path for path in full if not path.stem.startswith('fast_')]
+    GOLDEN += full
 CASE_IDS = [path.stem + (' (small)' if path in SMALL_GOLDEN else '') for path in GOLDEN]
+MODELS = {1: FocalTransformer, 2: FocalTransformerFast}
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4}
 # With TRITON_INTERPRET=1 there are the kernels too, in float32: test_triton.py does so.
 RUNNABLE = [
@@ -57,8 +57,10 @@ class GoldenCase:
 def golden_errors(path, dtype, backend):
     """Runs a case forward and backward; relative errors by entry."""
     case = GoldenCase(path, dtype)
-    kwargs, weights = from_authors(case.config, case.tensors('state.'))
-    model = FocalTransformer(**kwargs, attention_backend=backend).to(dtype).eval()
+    state = case.tensors('state.')
+    version = authors_version(state)
+    kwargs, weights = from_authors(case.config, state, version)
+    model = MODELS[version](**kwargs, attention_backend=backend).to(dtype).eval()
     model.load_state_dict(weights)
 
     image = case.tensor('input').requires_grad_()
@@ -79,7 +81,7 @@ def golden_errors(path, dtype, backend):
         entry = f'grad.param.{name}'
         if name.startswith(('norm.', 'head.')):
             continue
-        (renamed,) = from_authors(case.config, {name: case.tensor(f'state.{name}')})[1]
+        (renamed,) = from_authors(case.config, {name: case.tensor(f'state.{name}')}, version)[1]
         parameter = ours.pop(renamed)
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         if renamed == 'absolute_pos_embed':
