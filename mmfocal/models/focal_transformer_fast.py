@@ -65,7 +65,8 @@ class FocalTransformerFast(FocalTransformer):
             )
         # Before the stages are built, which happens in the constructor of the base class.
         self.top_k, self.stored_map_sizes = top_k, stored_map_sizes
-        super().__init__(arch, use_conv_embed=use_conv_embed, **settings)
+        # One value for any number of stages, which `_geometry` leaves out.
+        super().__init__(arch, use_conv_embed=use_conv_embed, focal_windows=1, **settings)
 
     def _geometry(self, stage: int, **settings: int | str) -> ClosestGeometry:
         height, width = (self.stored_map_sizes or {stage: None})[stage] or (0, 0)

@@ -69,7 +69,7 @@ def backward(
     qkv, grad_out = qkv.contiguous(), grad_out.contiguous()
     grad_qkv = torch.empty_like(qkv)
     grad_qkv[:, keys.num_map_tokens :, 0] = 0  # pooled tokens are no queries
-    grad_bias = torch.zeros_like(bias, dtype=_precision(bias))
+    grad_bias = torch.zeros(bias.shape, dtype=_precision(bias), device=bias.device)
     for group in _groups(qkv, keys, bias):
         grad_query = group.new_windows(keys.num_queries)
         grad_key, grad_value = (group.new_windows(keys.num_keys) for _ in range(2))

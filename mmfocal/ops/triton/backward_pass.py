@@ -364,7 +364,7 @@ def run_backward(
     layout, tables = layout_of(keys, qkv.device), keys.tables(qkv.device)
     batch, num_tokens, _, heads, dim = qkv.shape
     grad_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
-    grad_bias = torch.zeros_like(bias, dtype=torch.float32)
+    grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
     tiled = tiled_bias(bias, qkv.dtype, layout)
     shared = constants(layout, heads, dim)
     with torch.cuda.device_of(qkv):
