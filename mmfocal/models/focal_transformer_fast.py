@@ -69,7 +69,7 @@ class FocalTransformerFast(FocalTransformer):
         super().__init__(arch, use_conv_embed=use_conv_embed, focal_windows=1, **settings)
 
     def _geometry(self, stage: int, **settings: int | str) -> ClosestGeometry:
-        height, width = (self.stored_map_sizes or {stage: None})[stage] or (0, 0)
+        height, width = self._stored_map_size(stage)
         return _of_stage(
             self,
             stage,
@@ -79,3 +79,17 @@ class FocalTransformerFast(FocalTransformer):
             separate_height=height,
             separate_width=width,
         )
+
+    def _stored_map_size(self, stage: int) -> Sequence[int]:
+        """Height and width of maps with stored relative positions, zeros for none."""
+        sizes = self.stored_map_sizes
+        if sizes is None:
+            return 0, 0
+        if len(sizes) <= stage:
+            raise ValueError(f'stored_map_sizes must have one entry for each stage, got {sizes!r}')
+        size = sizes[stage]
+        if size is None:
+            return 0, 0
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise ValueError(f'stored_map_sizes must have (height, width) or None, got {sizes!r}')
+        return size
