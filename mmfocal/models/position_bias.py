@@ -157,7 +157,8 @@ class CoordinatePositionBias(BaseModule):
                 offsets[:, None] + self.query_offsets for offsets in keys.offsets(weight.device)
             ]
         # In 16 bits of autocast, positions hundreds of tokens away would become the same.
-        with torch.autocast(weight.device.type, enabled=False):
+        device = 'cpu' if weight.is_meta else weight.device.type  # there is no autocast on meta
+        with torch.autocast(device, enabled=False):
             columns = [
                 mlp(level.to(weight.dtype)) for mlp, level in zip(self.mlps, levels, strict=True)
             ]
