@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from mmfocal.geometry import FocalKeys, KeyTables, WindowGeometry, _grid, _inverse
+from mmfocal.geometry import FocalKeys, KeyTables, WindowGeometry, grid_positions, inverse_order
 
 # Pairs of a window and a token up to which keys are chosen as the authors do: 50 ms on two cores.
 # That covers images of 224x224 pixels (0.2 million) to 512x512 (5.9 million).
@@ -93,7 +93,7 @@ class ClosestKeys(FocalKeys):
             place = (position + shift) % padded
             return place[..., 0] * padded[1] + place[..., 1]
 
-        queries = token(_grid(*self.grid)[:, None] * window + _grid(window))
+        queries = token(grid_positions(*self.grid)[:, None] * window + grid_positions(window))
         count, pooled_count = self.keys_per_level[0], self.keys_per_level[-1]
         # Rows and columns of the moved grid that hold tokens of the map.
         real = [
@@ -122,7 +122,7 @@ class ClosestKeys(FocalKeys):
             index=index.to(device),
             valid=torch.ones_like(index, dtype=torch.bool, device=device),
             region=None,
-            inverse=_inverse(queries).to(device),
+            inverse=inverse_order(queries).to(device),
             num_tokens=self.num_tokens,
             columns=torch.cat(numbers, dim=1).to(device),
             offsets=tuple(offset.to(device, torch.float32) for offset in offsets),

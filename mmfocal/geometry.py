@@ -429,7 +429,9 @@ class FocalGeometry(WindowGeometry):
         return slices
 
 
-def _grid(height: int, width: int | None = None, device: torch.device | str = 'cpu') -> Tensor:
+def grid_positions(
+    height: int, width: int | None = None, device: torch.device | str = 'cpu'
+) -> Tensor:
     """Rows and columns of a grid in row-major order, int64 ``(height * width, 2)``."""
     rows = torch.arange(height, device=device)
     cols = torch.arange(height if width is None else width, device=device)
@@ -452,8 +454,8 @@ def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
     masking = geometry.border == 'mask'
 
     # Positions are (row, col) on the moved grid of windows; `place` is where that is on the map.
-    windows = _grid(*keys.grid, device)
-    own = _grid(window, device=device)
+    windows = grid_positions(*keys.grid, device)
+    own = grid_positions(window, device=device)
     offsets = torch.cat([own, geometry.ring_offsets().to(device)])
     position = windows[:, None] * window + offsets
     place = (position + shift) % padded
@@ -476,7 +478,7 @@ def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
     for level, (pooled_height, pooled_width) in enumerate(keys.pooled_sizes, start=1):
         pooled = torch.tensor([pooled_height, pooled_width], device=device)
         reach = geometry.focal_window // 2
-        cells = _grid(geometry.region_size(level), device=device) - reach
+        cells = grid_positions(geometry.region_size(level), device=device) - reach
         position = windows[:, None] * geometry.cells_per_window(level) + cells
         inside = (position >= 0) & (position < pooled)
         position = position.clamp(min=torch.zeros_like(pooled), max=pooled - 1)
@@ -495,10 +497,10 @@ def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
     if region is not None:
         region = torch.nn.functional.pad(region, (0, index.shape[1] - region.shape[1]))
 
-    return KeyTables(queries, index, valid, region, _inverse(queries), keys.num_tokens)
+    return KeyTables(queries, index, valid, region, inverse_order(queries), keys.num_tokens)
 
 
-def _inverse(queries: Tensor) -> Tensor:
+def inverse_order(queries: Tensor) -> Tensor:
     """Where each token stands among the flattened ``queries``."""
     order = queries.flatten()
     return torch.empty_like(order).scatter_(

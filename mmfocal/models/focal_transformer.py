@@ -459,7 +459,7 @@ class FocalTransformer(BaseModule):
 
     def _geometry(self, stage: int, **settings: int | str) -> WindowGeometry:
         """Keys of a block of a stage, from settings by the names of :class:`FocalGeometry`."""
-        return _of_stage(self, stage, FocalGeometry, **settings)
+        return geometry_of_stage(self, stage, FocalGeometry, **settings)
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
@@ -495,7 +495,7 @@ def _has_ring(expand_layer: str, block: int) -> bool:
     return block % 2 != without
 
 
-def _of_stage(
+def geometry_of_stage(
     model: FocalTransformer,
     stage: int,
     geometry: type[WindowGeometry],

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 
 from mmfocal.closest_keys import ClosestGeometry
 
-from .focal_transformer import FocalTransformer, _of_stage
+from .focal_transformer import FocalTransformer, geometry_of_stage
 
 # Settings of the first version's keys, which the closest take the place of.
 WITHOUT = ('focal_windows', 'expand_sizes', 'expand_layer', 'border')
@@ -70,7 +70,7 @@ class FocalTransformerFast(FocalTransformer):
 
     def _geometry(self, stage: int, **settings: int | str) -> ClosestGeometry:
         height, width = self._stored_map_size(stage)
-        return _of_stage(
+        return geometry_of_stage(
             self,
             stage,
             ClosestGeometry,
