@@ -143,7 +143,7 @@ def from_authors(
 
     Example:
         >>> kwargs, weights = from_authors(config, torch.load(path, weights_only=True)['model'])
-        >>> model = FocalTransformer(**kwargs)
+        >>> model = FocalTransformer(**kwargs)  # FocalTransformerFast of version 2
         >>> model.load_state_dict(weights)
         <All keys matched successfully>
     """
@@ -289,7 +289,8 @@ def _other_positions(
             if theirs is None or coordinates is None:
                 continue
             index, offsets = ours[level]
-            theirs, order = theirs.sort(dim=1)
+            theirs, order = theirs.cpu().sort(dim=1)
+            coordinates = coordinates.cpu()
             if not torch.equal(theirs, index):
                 print_log(
                     f'{prefix}indice_{level} has other keys than those that are chosen here; '

@@ -150,19 +150,30 @@ class CoordinatePositionBias(BaseModule):
         """
         weight = self.mlps[0][0].weight
         if self.coordinates is not None and keys.separate:
-            buffers = self.coordinates.buffers()
-            levels = [level.transpose(1, 2).flatten(0, 1) for level in buffers]
-        else:
             levels = [
-                offsets[:, None] + self.query_offsets for offsets in keys.offsets(weight.device)
+                level.permute(1, 0, 2, 3).flatten(1, 2) for level in self.coordinates.buffers()
             ]
+        else:
+            offsets = keys.offsets(weight.device)
+            levels = [of_level + self.query_offsets[:, None] for of_level in offsets]
         # In 16 bits of autocast, positions hundreds of tokens away would become the same.
         device = 'cpu' if weight.is_meta else weight.device.type  # there is no autocast on meta
         with torch.autocast(device, enabled=False):
             columns = [
-                mlp(level.to(weight.dtype)) for mlp, level in zip(self.mlps, levels, strict=True)
+                _for_each_query(last, _for_each_query(first, level.to(weight.dtype)).relu())
+                for (first, _, last), level in zip(self.mlps, levels, strict=True)
             ]
-        return torch.cat(columns).permute(2, 1, 0)
+        return torch.cat(columns, dim=1).permute(2, 0, 1)
+
+
+def _for_each_query(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The layer on ``(Wh * Ww, columns, C)``, as one product for each query.
+
+    The weights' gradient is then summed over columns first and over queries last. Softmax makes
+    most of its terms cancel, and one sum over all of them loses a digit of float32.
+    """
+    weight, bias = (t.expand(len(x), -1, -1) for t in (linear.weight.T, linear.bias[None]))
+    return torch.baddbmm(bias, x, weight)
 
 
 def relative_position_index(query_side: int, key_side: int) -> Tensor:
