@@ -168,9 +168,9 @@ def test_lower_precision_follows_float64(backend, name, dtype):
         (FocalGeometry(window_size=12, expand_size=2, focal_window=3), 64),  # 144 queries
         (ClosestGeometry(window_size=3, top_k=58), 16),  # 58 and 6: one tile
         (ClosestGeometry(window_size=3, top_k=59), 24),  # 65
-        (ClosestGeometry(window_size=9, focal_level=1, top_k=1), 8),  # 81 queries of one key
+        (ClosestGeometry(window_size=9, focal_level=1, top_k=2), 8),  # 81 queries of two keys
     ],
-    ids=['64x8', '65x24', '81x32', '265x64', '64x16', '65x24-closest', '1x8'],
+    ids=['64x8', '65x24', '81x32', '265x64', '64x16', '65x24-closest', '2x8'],
 )
 def test_numbers_of_keys_and_head_dims(backend, geometry, head_dim):
     dtype, tolerance = finest(backend)

@@ -172,8 +172,9 @@ def _for_each_query(linear: nn.Linear, x: Tensor) -> Tensor:
     The weights' gradient is then summed over columns first and over queries last. Softmax makes
     most of its terms cancel, and one sum over all of them loses a digit of float32.
     """
-    weight, bias = (t.expand(len(x), -1, -1) for t in (linear.weight.T, linear.bias[None]))
-    return torch.baddbmm(bias, x, weight)
+    if torch.compiler.is_compiling():  # whose batched products need a known number of columns
+        return linear(x)
+    return x.bmm(linear.weight.T.expand(len(x), -1, -1)) + linear.bias
 
 
 def relative_position_index(query_side: int, key_side: int) -> Tensor:
