@@ -6,8 +6,8 @@ from .compat import check_versions, register_config_packages
 check_versions()
 register_config_packages()
 
-from .models import FocalTransformer  # noqa: E402
+from .models import FocalTransformer, FocalTransformerFast  # noqa: E402
 from .ops import focal_attention  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ['FocalTransformer', '__version__', 'focal_attention']
+__all__ = ['FocalTransformer', 'FocalTransformerFast', '__version__', 'focal_attention']

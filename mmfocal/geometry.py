@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,8 @@ class KeyTables:
     Attributes:
         queries: int64 ``(nW, Wh * Ww)``, position of each query on the token axis. Every token of
             the padded map is a query of exactly one window.
-        index: int64 ``(nW, N)``, position of each key on the token axis; 0 where not valid. The
-            first ``Wh * Ww`` keys of a window are its own tokens.
+        index: int64 ``(nW, N)``, position of each key on the token axis; 0 where not valid. Where
+            there are regions, the first ``Wh * Ww`` keys of a window are its own tokens.
         valid: bool ``(nW, N)``, False for a key that no query of the window may see.
         region: int64 ``(nW, N)`` or None. A key of region 0 is seen by all queries of its
             window; a key of another region only by queries of the same region (the queries'
@@ -47,6 +47,11 @@ class KeyTables:
         inverse: int64 ``(nW * Wh * Ww,)``, where each token of the padded map stands among the
             flattened ``queries``: ``queries.flatten()[inverse]`` counts up from 0.
         num_tokens: length of the token axis.
+        columns: int64 ``(nW, N)``, column of the position bias that belongs to each key, so that
+            windows whose keys stand elsewhere have another bias; None where key ``j`` of every
+            window has column ``j``.
+        offsets: float32 ``(columns of a level, 2)`` for each level where there are ``columns``:
+            rows and columns in tokens from the key of a column to its window's centre.
     """
 
     queries: Tensor
@@ -55,6 +60,8 @@ class KeyTables:
     region: Tensor | None
     inverse: Tensor
     num_tokens: int
+    columns: Tensor | None = None
+    offsets: tuple[Tensor, ...] = ()
 
     def allowed(self, windows: Tensor | slice = slice(None)) -> Tensor:
         """Which query may see which key, in all windows or those at ``windows``.
@@ -98,11 +105,23 @@ class KeyTables:
             ``index``, in ascending order. Positions that are not valid are at the end of
             ``entries``, behind ``offsets[-1]``.
         """
+        return self._readers(self.index, self.num_tokens)
+
+    @cached_property
+    def column_readers(self) -> tuple[Tensor, Tensor]:
+        """Which windows use each column of the bias: ``columns`` the other way round.
+
+        Returns:
+            As :attr:`readers`, with columns in place of tokens.
+        """
+        return self._readers(self.columns, sum(map(len, self.offsets)))
+
+    def _readers(self, table: Tensor, count: int) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.no_grad():
-            tokens = self.index.masked_fill(~self.valid, self.num_tokens).flatten()
-            tokens, entries = tokens.sort(stable=True)
-            counted = torch.arange(self.num_tokens + 1, device=tokens.device)
-            return entries.int(), torch.searchsorted(tokens, counted, out_int32=True)
+            numbers = table.masked_fill(~self.valid, count).flatten()
+            numbers, entries = numbers.sort(stable=True)
+            counted = torch.arange(count + 1, device=numbers.device)
+            return entries.int(), torch.searchsorted(numbers, counted, out_int32=True)
 
 
 @dataclass(frozen=True)
@@ -118,7 +137,7 @@ class FocalKeys:
         map_size: height and width of the map in tokens, without padding.
     """
 
-    geometry: FocalGeometry
+    geometry: WindowGeometry
     map_size: tuple[int, int]
 
     @property
@@ -156,6 +175,18 @@ class FocalKeys:
         """Keys per window."""
         return self.geometry.num_keys
 
+    def num_bias_columns(self, device: torch.device | str) -> int:
+        """Columns of the position bias; ``device`` is where the tables are that tell it."""
+        return self.num_keys
+
+    @property
+    def num_open_keys(self) -> int:
+        """Leading keys of a window that are valid and seen by all its queries, in every window."""
+        if self.geometry.border != 'wrap' or self.geometry.shift_size > 0:
+            return 0
+        sources = self.geometry.sources()
+        return sources.get('ring', sources['window']).stop
+
     @property
     def num_map_tokens(self) -> int:
         """Tokens of the padded map."""
@@ -176,8 +207,99 @@ class FocalKeys:
         follow symbolic sizes.
         """
         if torch.compiler.is_compiling():
-            return _make_tables(self, device)
+            return self.make_tables(device)
         return _cached_tables(self, str(device))
+
+    def make_tables(self, device: torch.device | str) -> KeyTables:
+        """The tables on ``device``, computed anew."""
+        return _make_tables(self, device)
+
+
+class WindowGeometry:
+    """What every choice of keys shares: windows of queries, and pooled maps that they make.
+
+    Attributes:
+        window_size: side of a window in tokens.
+        shift_size: tokens by which the grid of windows is moved down and right over the map.
+        focal_level: levels of granularity with the fine one.
+    """
+
+    KEYS: ClassVar[type[FocalKeys]] = FocalKeys
+
+    window_size: int
+    shift_size: int
+    focal_level: int
+
+    def check_windows(self, *integers: str) -> None:
+        """Raises for values that no window can have.
+
+        Args:
+            integers: names of settings that are integers.
+
+        Raises:
+            TypeError: one of ``integers`` is not.
+            ValueError: a shared setting is out of range.
+        """
+        for name in integers:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(
+                    f'{name} must be an int, got {value!r} of type {type(value).__name__}'
+                )
+        window = self.window_size
+        if window < 1:
+            raise ValueError(f'window_size must be at least 1 token, got {window}')
+        if not 0 <= self.shift_size < window:
+            raise ValueError(
+                f'shift_size must be at least 0 and less than window_size = {window} tokens, '
+                f'got {self.shift_size}'
+            )
+        if self.focal_level < 1:
+            raise ValueError(
+                f'focal_level must be at least 1 (the fine level alone), got {self.focal_level}'
+            )
+        if window // 2 ** max(self.focal_level - 2, 0) < 1:
+            raise ValueError(
+                'focal_level must leave sub-windows of at least one token: '
+                f'window_size = {window} allows at most {window.bit_length() + 1} levels, '
+                f'got {self.focal_level}'
+            )
+
+    @property
+    def num_pooled_levels(self) -> int:
+        return self.focal_level - 1
+
+    def cells_per_window(self, level: int) -> int:
+        """Pooled cells along a side of a window at pooled level ``level`` (1, 2, ...)."""
+        return 2 ** (level - 1)
+
+    def sub_window_size(self, level: int) -> int:
+        """Side in tokens of the sub-window that one cell of ``level`` pools."""
+        return self.window_size // self.cells_per_window(level)
+
+    def num_windows(self, side: int) -> int:
+        """Windows along a side of a map of ``side`` tokens, with the last one filled up."""
+        # Rounded up without negative numbers, which torch.compile does not divide as symbols.
+        return (side + self.window_size - 1) // self.window_size
+
+    def trim(self, level: int, num_windows: int) -> int:
+        """Tokens cut off the start of a side of ``num_windows`` before pooling at ``level``.
+
+        Sub-windows of a window that ``2 ** (level - 1)`` does not divide leave tokens over; the
+        authors' code pools the centre of the map.
+        """
+        left_over = self.window_size - self.cells_per_window(level) * self.sub_window_size(level)
+        return num_windows * left_over // 2
+
+    def keys(self, height: int, width: int) -> FocalKeys:
+        """Keys of every window of a map of ``height x width`` tokens.
+
+        Raises:
+            ValueError: the map has no token.
+        """
+        if height < 1 or width < 1:
+            raise ValueError(f'a map needs at least 1x1 tokens, got {height}x{width}')
+        return self.KEYS(self, (height, width))
 
 
 class _Ring(NamedTuple):
@@ -188,7 +310,7 @@ class _Ring(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FocalGeometry:
+class FocalGeometry(WindowGeometry):
     """Settings that decide which keys a window attends to.
 
     The defaults are those of the authors' code (microsoft/Focal-Transformer at 57bb303,
@@ -229,34 +351,14 @@ class FocalGeometry:
     border: str = 'wrap'
 
     def __post_init__(self) -> None:
-        for name in ('window_size', 'expand_size', 'shift_size', 'focal_level', 'focal_window'):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(
-                    f'{name} must be an int, got {value!r} of type {type(value).__name__}'
-                )
+        self.check_windows(
+            'window_size', 'expand_size', 'shift_size', 'focal_level', 'focal_window'
+        )
         window = self.window_size
-        if window < 1:
-            raise ValueError(f'window_size must be at least 1 token, got {window}')
         if not 0 <= self.expand_size <= window:
             raise ValueError(
                 f'expand_size must be between 0 and window_size = {window} tokens, '
                 f'got {self.expand_size}'
-            )
-        if not 0 <= self.shift_size < window:
-            raise ValueError(
-                f'shift_size must be at least 0 and less than window_size = {window} tokens, '
-                f'got {self.shift_size}'
-            )
-        if self.focal_level < 1:
-            raise ValueError(
-                f'focal_level must be at least 1 (the fine level alone), got {self.focal_level}'
-            )
-        if window // 2 ** max(self.focal_level - 2, 0) < 1:
-            raise ValueError(
-                'focal_level must leave sub-windows of at least one token: '
-                f'window_size = {window} allows at most {window.bit_length() + 1} levels, '
-                f'got {self.focal_level}'
             )
         if self.focal_window < 1 or self.focal_window % 2 == 0:
             raise ValueError(
@@ -265,35 +367,9 @@ class FocalGeometry:
         if self.border not in BORDERS:
             raise ValueError(f'border must be one of {BORDERS}, got {self.border!r}')
 
-    @property
-    def num_pooled_levels(self) -> int:
-        return self.focal_level - 1
-
-    def cells_per_window(self, level: int) -> int:
-        """Pooled cells along a side of a window at pooled level ``level`` (1, 2, ...)."""
-        return 2 ** (level - 1)
-
-    def sub_window_size(self, level: int) -> int:
-        """Side in tokens of the sub-window that one cell of ``level`` pools."""
-        return self.window_size // self.cells_per_window(level)
-
     def region_size(self, level: int) -> int:
         """Side in cells of the pooled region that a window sees at ``level``."""
         return self.focal_window - 1 + self.cells_per_window(level)
-
-    def num_windows(self, side: int) -> int:
-        """Windows along a side of a map of ``side`` tokens, with the last one filled up."""
-        # Rounded up without negative numbers, which torch.compile does not divide as symbols.
-        return (side + self.window_size - 1) // self.window_size
-
-    def trim(self, level: int, num_windows: int) -> int:
-        """Tokens cut off the start of a side of ``num_windows`` before pooling at ``level``.
-
-        Sub-windows of a window that ``2 ** (level - 1)`` does not divide leave tokens over; the
-        authors' code pools the centre of the map.
-        """
-        left_over = self.window_size - self.cells_per_window(level) * self.sub_window_size(level)
-        return num_windows * left_over // 2
 
     def ring_offsets(self) -> Tensor:
         """Positions of the ring's tokens relative to the window's first token.
@@ -363,18 +439,10 @@ class FocalGeometry:
             start += count
         return slices
 
-    def keys(self, height: int, width: int) -> FocalKeys:
-        """Keys of every window of a map of ``height x width`` tokens.
 
-        Raises:
-            ValueError: the map has no token.
-        """
-        if height < 1 or width < 1:
-            raise ValueError(f'a map needs at least 1x1 tokens, got {height}x{width}')
-        return FocalKeys(self, (height, width))
-
-
-def _grid(height: int, width: int | None = None, device: torch.device | str = 'cpu') -> Tensor:
+def grid_positions(
+    height: int, width: int | None = None, device: torch.device | str = 'cpu'
+) -> Tensor:
     """Rows and columns of a grid in row-major order, int64 ``(height * width, 2)``."""
     rows = torch.arange(height, device=device)
     cols = torch.arange(height if width is None else width, device=device)
@@ -385,7 +453,7 @@ def _grid(height: int, width: int | None = None, device: torch.device | str = 'c
 def _cached_tables(keys: FocalKeys, device: str) -> KeyTables:
     # A table made under inference_mode could never be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
-        return _make_tables(keys, device)
+        return keys.make_tables(device)
 
 
 def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
@@ -397,8 +465,8 @@ def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
     masking = geometry.border == 'mask'
 
     # Positions are (row, col) on the moved grid of windows; `place` is where that is on the map.
-    windows = _grid(*keys.grid, device)
-    own = _grid(window, device=device)
+    windows = grid_positions(*keys.grid, device)
+    own = grid_positions(window, device=device)
     offsets = torch.cat([own, geometry.ring_offsets().to(device)])
     position = windows[:, None] * window + offsets
     place = (position + shift) % padded
@@ -421,7 +489,7 @@ def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
     for level, (pooled_height, pooled_width) in enumerate(keys.pooled_sizes, start=1):
         pooled = torch.tensor([pooled_height, pooled_width], device=device)
         reach = geometry.focal_window // 2
-        cells = _grid(geometry.region_size(level), device=device) - reach
+        cells = grid_positions(geometry.region_size(level), device=device) - reach
         position = windows[:, None] * geometry.cells_per_window(level) + cells
         inside = (position >= 0) & (position < pooled)
         position = position.clamp(min=torch.zeros_like(pooled), max=pooled - 1)
@@ -440,11 +508,15 @@ def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
     if region is not None:
         region = torch.nn.functional.pad(region, (0, index.shape[1] - region.shape[1]))
 
+    return KeyTables(queries, index, valid, region, inverse_order(queries), keys.num_tokens)
+
+
+def inverse_order(queries: Tensor) -> Tensor:
+    """Where each token stands among the flattened ``queries``."""
     order = queries.flatten()
-    inverse = torch.empty_like(order).scatter_(
-        0, order, torch.arange(order.shape[0], device=device)
+    return torch.empty_like(order).scatter_(
+        0, order, torch.arange(order.shape[0], device=order.device)
     )
-    return KeyTables(queries, index, valid, region, inverse, keys.num_tokens)
 
 
 def _holds_token(

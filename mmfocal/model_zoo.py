@@ -24,7 +24,7 @@ from mmfocal.complexity import (
     segmenter_flops,
 )
 from mmfocal.engine.config import REPOSITORY, load_config
-from mmfocal.geometry import FocalKeys
+from mmfocal.geometry import FocalGeometry, FocalKeys
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 
 __all__ = ['Cost', 'load_published', 'measure', 'page', 'unpublished']
@@ -130,7 +130,7 @@ class _SeenKeys:
 
     def _see(self, attention: nn.Module, args: tuple[torch.Tensor, FocalKeys]) -> None:
         x, keys = args
-        if not keys.geometry.expand_size:
+        if not isinstance(keys.geometry, FocalGeometry) or not keys.geometry.expand_size:
             return
         _, twice, _ = keys.geometry.ring_listings()
         pairs = keys.num_windows * keys.num_queries * len(twice)

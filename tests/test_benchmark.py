@@ -198,7 +198,7 @@ def test_quick_benchmark_from_end_to_end(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     data = json.loads(files['json'].read_text())
     assert data['machine']['torch'] == torch.__version__ and data['machine']['threads'] > 0
-    names = {'Swin-T', 'Focal-T', 'Focal-T, detection windows'}
+    names = {'Swin-T', 'Focal-T', 'Focal-T, detection windows', 'Focal-fast-T'}
     assert {row['model'] for row in data['models']} == names
     assert {row['model'] for row in data['memory']} == names
     assert all(len(row['seconds']) == 2 for row in data['models'] + data['op'])

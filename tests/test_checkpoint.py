@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmfocal import FocalTransformer
-from mmfocal.checkpoint import from_authors
+from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.checkpoint import authors_version, from_authors
 from mmfocal.ops import available_backends, why_not
 
 SMALL_GOLDEN = sorted(Path(__file__).with_name('golden').glob('*.npz'))
@@ -19,9 +19,9 @@ GOLDEN = list(SMALL_GOLDEN)
 if folder := os.environ.get('MMFOCAL_GOLDEN'):
     full = sorted(Path(folder).glob('*.npz'))
     assert full, f'MMFOCAL_GOLDEN={folder} holds no golden case (*.npz)'
-    # `fast_*` are cases of the authors' second version, which is another model.
-    GOLDEN += [path for path in full if not path.stem.startswith('fast_')]
+    GOLDEN += full
 CASE_IDS = [path.stem + (' (small)' if path in SMALL_GOLDEN else '') for path in GOLDEN]
+MODELS = {1: FocalTransformer, 2: FocalTransformerFast}
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4}
 # With TRITON_INTERPRET=1 there are the kernels too, in float32: test_triton.py does so.
 RUNNABLE = [
@@ -57,8 +57,10 @@ class GoldenCase:
 def golden_errors(path, dtype, backend):
     """Runs a case forward and backward; relative errors by entry."""
     case = GoldenCase(path, dtype)
-    kwargs, weights = from_authors(case.config, case.tensors('state.'))
-    model = FocalTransformer(**kwargs, attention_backend=backend).to(dtype).eval()
+    state = case.tensors('state.')
+    version = authors_version(state)
+    kwargs, weights = from_authors(case.config, state, version)
+    model = MODELS[version](**kwargs, attention_backend=backend).to(dtype).eval()
     model.load_state_dict(weights)
 
     image = case.tensor('input').requires_grad_()
@@ -79,7 +81,7 @@ def golden_errors(path, dtype, backend):
         entry = f'grad.param.{name}'
         if name.startswith(('norm.', 'head.')):
             continue
-        (renamed,) = from_authors(case.config, {name: case.tensor(f'state.{name}')})[1]
+        (renamed,) = from_authors(case.config, {name: case.tensor(f'state.{name}')}, version)[1]
         parameter = ours.pop(renamed)
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         if renamed == 'absolute_pos_embed':
@@ -159,6 +161,85 @@ def test_parameters_of_the_published_classifiers(arch, count):
     model = FocalTransformer(arch, expand_sizes=(3, 3, 3, 0), out_indices=(3,))
     head = 1000 * (model.norm3.normalized_shape[0] + 1)
     assert sum(p.numel() for p in model.parameters()) + head == count
+
+
+def authors_fast_state(config):
+    """The same for the second version, with the tables of keys that follow from the settings."""
+    kwargs, _ = from_authors(config, {}, version=2)
+    state = {}
+    for name, value in FocalTransformerFast(**kwargs).state_dict().items():
+        name = name.replace('stages.', 'layers.').replace('attn.pools', 'pool_layers')
+        state[name.replace('attn.position_bias.mlps.', 'attn.coord2rpb_all.')] = value
+    side = config['img_size'] // config['patch_size']
+    for stage, window in enumerate(kwargs['window_size']):
+        along = side // 2**stage // window
+        query = torch.cartesian_prod(*[torch.arange(window) - window // 2] * 2)
+        for level, places in ((0, along * window), (1, along)):
+            factor = places // along
+            centre = torch.cartesian_prod(*[torch.arange(along) * factor + factor // 2] * 2)
+            offsets = centre[:, None] - torch.cartesian_prod(*[torch.arange(places)] * 2)
+            count = min(config['focal_topK'], places**2)
+            indices = (-offsets.square().sum(-1).float().sqrt()).topk(count, dim=1).indices
+            offsets = offsets.take_along_dim(indices[..., None], dim=1) * window ** min(level, 1)
+            prefix = f'layers.{stage}.blocks.0.attn.topk_cloest'
+            state[f'{prefix}_indice_{level}'] = indices
+            state[f'{prefix}_coords_{level}'] = (offsets[:, None] + query[:, None]).float()
+        state[f'layers.{stage}.blocks.0.attn.window_coords'] = query.view(window, window, 2)
+    return state
+
+
+# Maps of 20 and 10 tokens: the authors' code takes only such of whole windows.
+FAST = dict(embed_dim=8, depths=[1, 1], num_heads=[1, 2], focal_levels=[2, 2], img_size=80)
+FAST |= dict(focal_windows=[3, 3], expand_sizes=[1, 1], focal_topK=20, patch_size=4, window_size=5)
+
+
+def test_every_key_of_the_second_version_is_used_and_its_tables_are_recomputed():
+    state = authors_fast_state(FAST)
+    assert authors_version(state) == 2 and authors_version(authors_state(**SMALL)) == 1
+    kwargs, weights = from_authors(FAST, state, version=2)
+    assert kwargs['top_k'] == 20 and 'stored_map_sizes' not in kwargs
+    assert len(weights) == len(state) - 2 * 5
+    FocalTransformerFast(**kwargs).load_state_dict(weights)  # strict
+
+
+def test_other_positions_of_the_second_version_are_kept_and_computed_with():
+    state = authors_fast_state(FAST)
+    image = torch.rand(1, 3, 80, 80)
+
+    def outputs():
+        kwargs, weights = from_authors(FAST, state, version=2)
+        model = FocalTransformerFast(**kwargs).eval()
+        model.load_state_dict(weights)
+        return kwargs, model(image), model(torch.nn.functional.pad(image, (0, 20)))
+
+    coordinates = state['layers.1.blocks.0.attn.topk_cloest_coords_0']
+    for mlp in (0, 2):  # whose first values are small
+        state[f'layers.1.blocks.0.attn.coord2rpb_all.0.{mlp}.weight'] *= 20
+    _, before, before_elsewhere = outputs()
+    coordinates += torch.randn_like(coordinates)
+    kwargs, after, after_elsewhere = outputs()
+    assert kwargs['stored_map_sizes'] == (None, (10, 10))
+    assert torch.equal(after[0], before[0]) and not torch.allclose(after[1], before[1])
+    torch.testing.assert_close(after_elsewhere, before_elsewhere)
+
+
+def test_other_keys_than_are_chosen_here_are_reported(monkeypatch):
+    reports = []
+    monkeypatch.setattr('mmfocal.checkpoint.print_log', lambda text, **_: reports.append(text))
+    state = authors_fast_state(FAST)
+    state['layers.0.blocks.0.attn.topk_cloest_indice_0'][3, 7] = 399
+    kwargs, _ = from_authors(FAST, state, version=2)
+    assert 'stored_map_sizes' not in kwargs
+    assert len(reports) == 1 and 'layers.0.blocks.0.attn.topk_cloest_indice_0' in reports[0]
+
+
+def test_weights_of_the_second_version_need_its_number():
+    with pytest.raises(ValueError, match=r'coord2rpb_all\.0\.0\.weight.*; they are of version 2'):
+        from_authors(SMALL, authors_fast_state(FAST))
+    with pytest.raises(ValueError, match=r'focal_transformer_v2\.py\) does not have'):
+        from_authors(FAST, {'layers.0.blocks.0.attn.unknown': torch.zeros(1)}, version=2)
+    with pytest.raises(ValueError, match=r'version must be one of \(1, 2\), got 3'):
+        from_authors(FAST, {}, version=3)
 
 
 def print_table():

@@ -10,6 +10,7 @@ from test_geometry import names_of_tokens
 from torch.library import opcheck
 from torch.nn.functional import scaled_dot_product_attention
 
+from mmfocal.closest_keys import ClosestGeometry
 from mmfocal.geometry import FocalGeometry
 from mmfocal.ops import attention as attention_module
 from mmfocal.ops import available_backends, focal_attention, why_not
@@ -40,6 +41,9 @@ GEOMETRIES = {
         window_size=4, expand_size=0, shift_size=2, focal_level=1, border='mask'
     ),
     'local': FocalGeometry(window_size=3, expand_size=0, focal_level=1),
+    # Windows differ in the bias of their keys.
+    'closest': ClosestGeometry(window_size=3, top_k=13),
+    'closest-shift': ClosestGeometry(window_size=4, shift_size=2, focal_level=3, top_k=70),
 }
 
 
@@ -50,9 +54,8 @@ def random_case(geometry, size, batch=2, heads=3, dim=HEAD_DIM, dtype=torch.floa
     packed = torch.randn(
         batch, keys.num_tokens, 3, heads, dim, generator=generator, dtype=torch.float64
     )
-    bias = torch.randn(
-        heads, keys.num_queries, keys.num_keys, generator=generator, dtype=torch.float64
-    )
+    columns = keys.num_bias_columns('cpu')
+    bias = torch.randn(heads, keys.num_queries, columns, generator=generator, dtype=torch.float64)
     packed, bias = (t.to(DEVICE, dtype).requires_grad_() for t in (packed, bias))
     return packed, keys, bias
 
@@ -73,7 +76,7 @@ def chunk_size(request, monkeypatch):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-@pytest.mark.parametrize('name', GEOMETRIES)
+@pytest.mark.parametrize('name', [name for name in GEOMETRIES if 'closest' not in name])
 @pytest.mark.parametrize('size', [(1, 1), (3, 11), (8, 9)])
 def test_outputs_are_the_oracles(backend, name, size):
     geometry = GEOMETRIES[name]
@@ -96,6 +99,28 @@ def test_outputs_are_the_oracles(backend, name, size):
     assert len(expected) == out.shape[0] * out.shape[1] * out.shape[2]
     for (image, name_, head), vector in expected.items():
         np.testing.assert_allclose(out[image, rows[name_], head], vector, atol=tolerance)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('name', [name for name in GEOMETRIES if 'closest' in name])
+@pytest.mark.parametrize('size', [(1, 1), (3, 11), (8, 9)])
+def test_each_window_has_the_bias_of_its_columns(backend, name, size):
+    dtype, tolerance = finest(backend)
+    packed, keys, bias = random_case(GEOMETRIES[name], size, dtype=dtype)
+    out = run(packed, keys, bias, backend)
+    tables = keys.tables(DEVICE)
+    assert len(tables.columns.unique()) == bias.shape[2]
+    query, key, value = (t.transpose(1, 2) for t in packed.unbind(2))  # (B, nH, L, D)
+    for window in range(keys.num_windows):
+        queries, index = tables.queries[window], tables.index[window]
+        expected = scaled_dot_product_attention(
+            query[:, :, queries],
+            key[:, :, index],
+            value[:, :, index],
+            bias[None, :, :, tables.columns[window]],
+        )
+        got = out[:, queries].transpose(1, 2)
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize('backend', [b for b in BACKENDS if finest(b)[0] == torch.float64])
@@ -141,8 +166,11 @@ def test_lower_precision_follows_float64(backend, name, dtype):
         (FocalGeometry(window_size=8, expand_size=0, focal_window=1), 24),  # 65
         (FocalGeometry(window_size=7, expand_size=1, focal_level=1), 32),  # 81, 20 of them twice
         (FocalGeometry(window_size=12, expand_size=2, focal_window=3), 64),  # 144 queries
+        (ClosestGeometry(window_size=3, top_k=58), 16),  # 58 and 6: one tile
+        (ClosestGeometry(window_size=3, top_k=59), 24),  # 65
+        (ClosestGeometry(window_size=9, focal_level=1, top_k=2), 8),  # 81 queries of two keys
     ],
-    ids=['64x8', '65x24', '81x32', '265x64'],
+    ids=['64x8', '65x24', '81x32', '265x64', '64x16', '65x24-closest', '2x8'],
 )
 def test_numbers_of_keys_and_head_dims(backend, geometry, head_dim):
     dtype, tolerance = finest(backend)
@@ -344,8 +372,9 @@ def test_autocast_casts_all_but_the_bias(backend):
 
 
 @pytest.mark.parametrize('backend', [b for b in BACKENDS if b != 'reference'])
-def test_compiled_graph_holds_the_op_and_no_tables(backend):
-    geometry = GEOMETRIES['shift']
+@pytest.mark.parametrize('name', ['shift', 'closest-shift'])
+def test_compiled_graph_holds_the_op_and_no_tables(backend, name):
+    geometry = GEOMETRIES[name]
 
     def attend(packed, bias, height, width):
         return focal_attention(packed, geometry.keys(height, width), bias, backend=backend)
@@ -397,3 +426,10 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
     packed, bias = change(packed, bias)
     with pytest.raises(ValueError, match=message):
         focal_attention(packed, keys, bias)
+
+
+def test_bias_without_all_columns_is_refused():
+    packed, keys, bias = random_case(GEOMETRIES['closest'], (3, 11))
+    message = rf'bias must be \(nH, Wh\*Ww, columns\) = \(3, 9, {bias.shape[2]}\)'
+    with pytest.raises(ValueError, match=message):
+        focal_attention(packed, keys, bias[..., : keys.num_keys])

@@ -19,6 +19,7 @@ triton = pytest.importorskip('triton', reason='Triton is not installed')
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mmfocal.closest_keys import ClosestGeometry
 from mmfocal.geometry import FocalGeometry
 from mmfocal.ops.triton import backward_pass, forward_pass
 from mmfocal.ops.triton.layout import KEY_LAUNCH, QUERY_LAUNCH, SUM_WARPS, layout_of
@@ -67,7 +68,10 @@ class Compiled(NamedTuple):
 
 # Stage 1 of the detection setting.
 GEOMETRY = FocalGeometry(focal_window=15)
-SHAPE = dict(HEADS=3, DIM=32, BLOCK_DIM=32, QUERIES=64, SLOTS=448, TILE=64, HAS_REGIONS=False)
+SHAPE = dict(HEADS=3, DIM=32, BLOCK_DIM=32, QUERIES=64, SLOTS=448, TILE=64)
+SHAPE |= dict(HAS_REGIONS=False, HAS_COLUMNS=False)
+# Stage 1 of the second version, with its 128 closest tokens and cells.
+CLOSEST = dict(HAS_COLUMNS=True, SLOTS=256, OPEN_SLOTS=256, LISTED=256)
 KERNELS = {
     'forward': (forward_pass.forward_kernel, dict(OPEN_SLOTS=128), QUERY_LAUNCH),
     'query gradient': (backward_pass.query_grad_kernel, dict(OPEN_SLOTS=128), QUERY_LAUNCH),
@@ -94,8 +98,9 @@ def compile_for(kernel, dtype, architecture, **shape):
     """Compiles a kernel to machine code and reads the assembler's report."""
     function, constants, launches = KERNELS[kernel]
     shape = SHAPE | shape
-    if not shape['HAS_REGIONS']:
-        shape['regions_ptr'] = None  # as it is launched then
+    for table in ('regions', 'columns'):
+        if not shape[f'HAS_{table.upper()}']:
+            shape[f'{table}_ptr'] = None  # as it is launched then
     options = dict(num_warps=SUM_WARPS, num_stages=3)
     if launches is not None:
         options = launches[dtype.itemsize].options()
@@ -104,7 +109,7 @@ def compile_for(kernel, dtype, architecture, **shape):
     types = dict.fromkeys(('scale', 'scale_log2'), 'fp32')
     types |= dict.fromkeys(('queries_ptr', 'slots_ptr', 'entries_ptr', 'offsets_ptr'), '*i32')
     types |= dict.fromkeys(('lse_ptr', 'delta_ptr', 'grad_bias_ptr'), '*fp32')
-    types['regions_ptr'] = '*i8'
+    types |= dict(regions_ptr='*i8', columns_ptr='*i32')
     types['bias_ptr'] = '*fp32' if dtype == torch.float32 else '*fp16'
     types |= dict.fromkeys(constants, 'constexpr')
     names = function.arg_names
@@ -182,8 +187,9 @@ def test_kernels_compile_to_what_was_planned(kernel, dtype, architecture):
         dict(DIM=24, HAS_REGIONS=True),
         dict(DIM=64, BLOCK_DIM=64, OPEN_SLOTS=0, SLOTS=64, LISTED=49),
         dict(DIM=16, BLOCK_DIM=16, QUERIES=192, QUERY_TILES=3),
+        CLOSEST,
     ],
-    ids=['shifted windows, 24 channels', 'local, 64 channels', 'window of 12'],
+    ids=['shifted windows, 24 channels', 'local, 64 channels', 'window of 12', 'closest'],
 )
 @pytest.mark.parametrize('kernel', KERNELS)
 def test_kernels_compile_for_other_shapes(kernel, shape):
@@ -211,6 +217,17 @@ def test_layout_holds_the_keys_and_nothing_else(size, shift):
     assert (layout.queries[:, 49:] == -1).all()
     assert tables.allowed()[..., : layout.open_slots].all()
     assert (layout.open_slots > 0) == (shift == 0)
+    assert layout.columns is None
+
+
+def test_layout_of_the_closest_keys_has_their_columns():
+    keys = ClosestGeometry(top_k=30).keys(15, 22)
+    tables, layout = keys.tables(), layout_of(keys, torch.device('cpu'))
+    assert keys.num_keys == 42 and layout.columns.shape == layout.slots.shape == (12, 64)
+    assert torch.equal(layout.columns[:, :42].long(), tables.columns)
+    assert (layout.slots[:, :42] >= 0).all() and (layout.slots[:, 42:] == -1).all()
+    assert layout.open_slots == 0 and layout.regions is None
+    assert layout_of(ClosestGeometry().keys(56, 56), torch.device('cpu')).open_slots == 192
 
 
 def print_table():

@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from mmfocal import FocalTransformer
+from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.closest_keys import ClosestGeometry
 from mmfocal.geometry import FocalGeometry
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 from mmfocal.ops import available_backends, check_backend, focal_attention, why_not
@@ -20,6 +21,7 @@ FOCAL_WINDOWS = {
     'Focal-T': (7, 5, 3, 1),  # as published for classification
     'Focal-T, detection windows': (15, 13, 9, 7),
 }
+FAST = 'Focal-fast-T'
 TINY_HEADS = (3, 6, 12, 24)
 HEAD_DIM = 32
 MODES = ('inference', 'training step')
@@ -43,14 +45,20 @@ def focal_tiny(name: str, backend: str, compiled: bool = False) -> nn.Module:
     )
 
 
+def focal_fast_tiny(backend: str, compiled: bool = False) -> nn.Module:
+    return FocalTransformerFast(
+        'tiny', drop_path_rate=0.0, attention_backend=backend, compile_blocks=compiled
+    )
+
+
 def backbones(
     backends: Sequence[str] = ('auto',), compiled: bool = False
 ) -> dict[str, Callable[[], nn.Module]]:
     """Makers of the models, by name.
 
     Args:
-        backends: of attention; Focal-T is there once for each.
-        compiled: whether it is there with compiled blocks, too.
+        backends: of attention; Focal-T and Focal-fast-T are there once for each.
+        compiled: whether they are there with compiled blocks, too.
 
     Raises:
         ValueError: a backend that does not exist.
@@ -58,11 +66,12 @@ def backbones(
     makers: dict[str, Callable[[], nn.Module]] = {YARDSTICK: swin_tiny}
     for backend in backends:
         check_backend(backend)
-        for name in FOCAL_WINDOWS:
+        models = {name: partial(focal_tiny, name) for name in FOCAL_WINDOWS}
+        for name, make in (models | {FAST: focal_fast_tiny}).items():
             label = name if backend == 'auto' else f'{name}, {backend}'
-            makers[label] = partial(focal_tiny, name, backend)
+            makers[label] = partial(make, backend)
             if compiled:
-                makers[label + COMPILED] = partial(focal_tiny, name, backend, True)
+                makers[label + COMPILED] = partial(make, backend, True)
     return makers
 
 
@@ -145,10 +154,12 @@ def check_parity(device: torch.device, dtype: torch.dtype) -> None:
     for geometry in (
         FocalGeometry(focal_window=3),
         FocalGeometry(focal_window=3, shift_size=3, border='mask'),
+        ClosestGeometry(top_k=40),
     ):
         keys = geometry.keys(11, 17)
         qkv = torch.randn(2, keys.num_tokens, 3, 2, HEAD_DIM, dtype=torch.float64, device=device)
-        bias = torch.randn(2, keys.num_queries, keys.num_keys, dtype=torch.float64, device=device)
+        columns = keys.num_bias_columns(device)
+        bias = torch.randn(2, keys.num_queries, columns, dtype=torch.float64, device=device)
         upstream = torch.randn(2, keys.num_map_tokens, 2, HEAD_DIM, device=device).double()
         expected = _out_and_grads(qkv, keys, bias, upstream, 'reference')
         for backend in runnable_backends(device, dtype):

@@ -1,5 +1,6 @@
 """The backbone and its parts."""
 
 from .focal_transformer import FocalTransformer
+from .focal_transformer_fast import FocalTransformerFast
 
-__all__ = ['FocalTransformer']
+__all__ = ['FocalTransformer', 'FocalTransformerFast']

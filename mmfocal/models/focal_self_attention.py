@@ -7,18 +7,21 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmfocal.geometry import FocalGeometry, FocalKeys
+from mmfocal.closest_keys import ClosestGeometry
+from mmfocal.geometry import FocalKeys, WindowGeometry
 from mmfocal.ops import check_backend, focal_attention
 
 from .pooling import FocalPooling
-from .position_bias import FocalPositionBias
+from .position_bias import CoordinatePositionBias, FocalPositionBias
 
 
 class FocalSelfAttention(BaseModule):
-    """Multi-head attention of each window over its own tokens, its ring and pooled cells.
+    """Multi-head attention of each window over tokens around it and pooled cells.
 
     Args:
-        geometry: which keys a window attends to.
+        geometry: which keys a window attends to: its own tokens, a ring and a region of cells
+            (:class:`~mmfocal.geometry.FocalGeometry`), or what is closest
+            (:class:`~mmfocal.closest_keys.ClosestGeometry`).
         embed_dims: channels ``C`` of the map.
         num_heads: heads ``nH``; ``C`` is a multiple of it.
         pool_method: how pooled levels are made, see :class:`FocalPooling`; not used where
@@ -33,7 +36,7 @@ class FocalSelfAttention(BaseModule):
 
     def __init__(
         self,
-        geometry: FocalGeometry,
+        geometry: WindowGeometry,
         embed_dims: int,
         num_heads: int,
         pool_method: str = 'fc',
@@ -56,7 +59,10 @@ class FocalSelfAttention(BaseModule):
             FocalPooling(geometry, level, pool_method, embed_dims)
             for level in range(1, geometry.focal_level)
         )
-        self.position_bias = FocalPositionBias(geometry, num_heads)
+        if isinstance(geometry, ClosestGeometry):
+            self.position_bias = CoordinatePositionBias(geometry, num_heads, self.head_dims)
+        else:
+            self.position_bias = FocalPositionBias(geometry, num_heads)
         self.qkv = nn.Linear(embed_dims, embed_dims * 3, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -80,7 +86,7 @@ class FocalSelfAttention(BaseModule):
         out = focal_attention(
             self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dims)),
             keys,
-            self.position_bias(),
+            self.position_bias(keys),
             scale=self.scale,
             dropout_p=self.attn_drop if self.training else 0.0,
             backend=self.backend,

@@ -16,7 +16,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mmfocal.geometry import FocalGeometry, FocalKeys
+from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
 
 from .focal_self_attention import FocalSelfAttention
 from .pooling import POOL_METHODS
@@ -420,7 +420,7 @@ class FocalTransformer(BaseModule):
             pooled = i in focal_stages and pool_method != 'none'
             blocks = []
             for j in range(depths[i]):
-                geometry = _stage_geometry(
+                geometry = self._geometry(
                     i,
                     window_size=windows[i],
                     expand_size=expands[i] if _has_ring(expand_layer, j) else 0,
@@ -530,6 +530,10 @@ class FocalTransformer(BaseModule):
         self._freeze_stages()
         return self
 
+    def _geometry(self, stage: int, **settings: int | str) -> WindowGeometry:
+        """Keys of a block of a stage, from settings by the names of :class:`FocalGeometry`."""
+        return geometry_of_stage(self, stage, FocalGeometry, **settings)
+
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
@@ -564,11 +568,16 @@ def _has_ring(expand_layer: str, block: int) -> bool:
     return block % 2 != without
 
 
-def _stage_geometry(stage: int, **settings: int | str) -> FocalGeometry:
+def geometry_of_stage(
+    model: FocalTransformer,
+    stage: int,
+    geometry: type[WindowGeometry],
+    **settings: int | str,
+) -> WindowGeometry:
     try:
-        return FocalGeometry(**settings)
+        return geometry(**settings)
     except (TypeError, ValueError) as error:
-        raise type(error)(f'stage {stage} of FocalTransformer: {error}') from None
+        raise type(error)(f'stage {stage} of {type(model).__name__}: {error}') from None
 
 
 def _resolve_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

@@ -6,7 +6,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmfocal.geometry import FocalGeometry
+from mmfocal.geometry import WindowGeometry
 
 POOL_METHODS = ('fc', 'conv', 'mean', 'max')
 
@@ -30,7 +30,7 @@ class FocalPooling(BaseModule):
 
     def __init__(
         self,
-        geometry: FocalGeometry,
+        geometry: WindowGeometry,
         level: int,
         method: str,
         embed_dims: int,

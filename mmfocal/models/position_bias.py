@@ -1,4 +1,8 @@
-"""Position bias: one learned number per head for each relative position of a query and a key."""
+"""Position bias: one number per head for each relative position of a query and a key.
+
+The first version of the model learns these numbers (:class:`FocalPositionBias`), the second a
+function of the relative position (:class:`CoordinatePositionBias`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from mmfocal.geometry import FocalGeometry
+from mmfocal.closest_keys import ClosestGeometry, ClosestKeys
+from mmfocal.geometry import FocalGeometry, FocalKeys
 
 
 class FocalPositionBias(BaseModule):
@@ -69,8 +74,11 @@ class FocalPositionBias(BaseModule):
         # Not persistent: it follows from the settings, and checkpoints stay free of it.
         self.register_buffer(name, index, persistent=False)
 
-    def forward(self) -> Tensor:
+    def forward(self, keys: FocalKeys | None = None) -> Tensor:
         """The bias in the key order of :class:`~mmfocal.geometry.FocalKeys`.
+
+        Args:
+            keys: not needed, as maps of all sizes have the same.
 
         Returns:
             float ``(nH, Wh * Ww, N)``, in the precision of the tables.
@@ -85,6 +93,88 @@ class FocalPositionBias(BaseModule):
         for level, table in enumerate(self.relative_position_bias_table_to_windows, start=1):
             sources.append(table[:, getattr(self, f'relative_position_index_{level}')])
         return torch.cat(sources, dim=-1)
+
+
+class CoordinatePositionBias(BaseModule):
+    """A small MLP for each level, from relative positions in tokens to a bias for each head.
+
+    After ``coord2rpb_all`` of the authors' ``WindowAttention``
+    (``classification/focal_transformer_v2.py``): a linear layer to the channels of a head, ReLU, a
+    linear layer to the heads. It is evaluated once for each column of the bias and each query, not
+    for each key of each window.
+
+    The relative positions follow from the map and are computed. For maps of ``separate_height x
+    separate_width`` tokens of ``geometry``, they are state instead, in buffers
+    ``coordinates.<level>`` of shape ``(nW, Wh * Ww, K, 2)``: see
+    :func:`mmfocal.checkpoint.from_authors`.
+
+    Args:
+        geometry: settings of the attention.
+        num_heads: number of heads ``nH``.
+        head_dims: channels of a head, and of the hidden layers.
+        init_cfg: as in mmengine.
+    """
+
+    def __init__(
+        self,
+        geometry: ClosestGeometry,
+        num_heads: int,
+        head_dims: int,
+        init_cfg: dict | list | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(2, head_dims), nn.ReLU(), nn.Linear(head_dims, num_heads))
+            for _ in range(geometry.focal_level)
+        )
+        # From the window's centre to each query.
+        side = torch.arange(geometry.window_size) - geometry.window_size // 2
+        self.register_buffer('query_offsets', torch.cartesian_prod(side, side), persistent=False)
+        self.coordinates = None
+        if geometry.separate_height:
+            self.coordinates = nn.Module()
+            keys = geometry.keys(geometry.separate_height, geometry.separate_width)
+            for level, offsets in enumerate(keys.offsets('cpu')):
+                of_windows = offsets.view(keys.num_windows, 1, -1, 2)
+                coordinates = of_windows + self.query_offsets[:, None]
+                self.coordinates.register_buffer(str(level), coordinates)
+
+    def forward(self, keys: ClosestKeys) -> Tensor:
+        """The bias of each column of ``keys``.
+
+        Args:
+            keys: of the map.
+
+        Returns:
+            float ``(nH, Wh * Ww, columns)``, in the precision of the parameters.
+        """
+        weight = self.mlps[0][0].weight
+        if self.coordinates is not None and keys.separate:
+            levels = [
+                level.permute(1, 0, 2, 3).flatten(1, 2) for level in self.coordinates.buffers()
+            ]
+        else:
+            offsets = keys.offsets(weight.device)
+            levels = [of_level + self.query_offsets[:, None] for of_level in offsets]
+        # In 16 bits of autocast, positions hundreds of tokens away would become the same.
+        device = 'cpu' if weight.is_meta else weight.device.type  # there is no autocast on meta
+        with torch.autocast(device, enabled=False):
+            columns = [
+                _for_each_query(last, _for_each_query(first, level.to(weight.dtype)).relu())
+                for (first, _, last), level in zip(self.mlps, levels, strict=True)
+            ]
+        return torch.cat(columns, dim=1).permute(2, 0, 1)
+
+
+def _for_each_query(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The layer on ``(Wh * Ww, columns, C)``, as one product for each query.
+
+    The weights' gradient is then summed over columns first and over queries last. Softmax makes
+    most of its terms cancel, and one sum over all of them loses a digit of float32.
+    """
+    if torch.compiler.is_compiling():  # whose batched products need a known number of columns
+        return linear(x)
+    return x.bmm(linear.weight.T.expand(len(x), -1, -1)) + linear.bias
 
 
 def relative_position_index(query_side: int, key_side: int) -> Tensor:

@@ -18,7 +18,8 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mmfocal.geometry import FocalGeometry, FocalKeys
+from mmfocal.closest_keys import ClosestGeometry, ClosestKeys
+from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
 
 from . import gather_sdpa, triton
 from .reference import focal_attention_reference
@@ -101,7 +102,8 @@ def focal_attention(
 
         out[i] = softmax_j(scale * query[i] . key[index[w, j]] + bias[:, i, j]) value[index[w, j]]
 
-    in one softmax over all sources of keys. A query that may see no key gives 0.
+    in one softmax over all sources of keys. A query that may see no key gives 0. Where the tables
+    have ``columns``, ``bias[:, i, columns[w, j]]`` is added: windows differ in their bias then.
 
     ``reference`` is these lines in PyTorch and keeps all scores for the backward pass. The fused
     backends sum and take the softmax in float32 at least, keep their arguments, their output and
@@ -116,8 +118,9 @@ def focal_attention(
             map, whose tokens are the queries, then pooled maps, whose queries are not read.
         keys: keys of each window, from :meth:`FocalGeometry.keys
             <mmfocal.geometry.FocalGeometry.keys>`.
-        bias: float ``(nH, Wh * Ww, N)``, added to the scaled scores of every window. It may be
-            of higher precision than ``qkv``.
+        bias: float ``(nH, Wh * Ww, N)``, added to the scaled scores of every window; with
+            ``columns`` there are :attr:`~mmfocal.geometry.FocalKeys.num_bias_columns` instead of
+            ``N``. It may be of higher precision than ``qkv``.
         scale: factor of the products, ``D ** -0.5`` by default.
         dropout_p: probability that an attention weight is dropped. The caller sets it to 0
             outside training.
@@ -151,9 +154,13 @@ def _check(qkv: Tensor, keys: FocalKeys, bias: Tensor, dropout_p: float) -> None
             f'the token axis must have {keys.num_tokens} entries for a padded map of '
             f'{keys.padded_size} and pooled maps of {keys.pooled_sizes}, got {qkv.shape[1]}'
         )
-    expected = (qkv.shape[3], keys.num_queries, keys.num_keys)
+    # The number of columns may follow from tables, which are no part of a compiled graph.
+    compiling = torch.compiler.is_compiling() and isinstance(keys, ClosestKeys)
+    columns = bias.shape[2] if compiling else keys.num_bias_columns(qkv.device)
+    expected = (qkv.shape[3], keys.num_queries, columns)
     if tuple(bias.shape) != expected:
-        raise ValueError(f'bias must be (nH, Wh*Ww, N) = {expected}, got {tuple(bias.shape)}')
+        axes = '(nH, Wh*Ww, N)' if columns == keys.num_keys else '(nH, Wh*Ww, columns)'
+        raise ValueError(f'bias must be {axes} = {expected}, got {tuple(bias.shape)}')
     if not 0 <= dropout_p < 1:
         raise ValueError(f'dropout_p must be at least 0 and less than 1, got {dropout_p}')
 
@@ -186,9 +193,10 @@ def _choose_once(backend: str, device: torch.device, *call: object) -> str:
 
 
 # Registration with PyTorch. Geometry and map size travel as numbers, which a compiled graph can
-# hold; the tables that they stand for are looked up behind the op.
+# hold; the tables that they stand for are looked up behind the op. `rule` is the border of a
+# FocalGeometry, or says that the numbers are those of a ClosestGeometry.
 
-_CALL = 'SymInt height, SymInt width, int[] geometry, str border, float scale, str backend'
+_CALL = 'SymInt height, SymInt width, int[] geometry, str rule, float scale, str backend'
 torch.library.define(
     'mmfocal::focal_attention', f'(Tensor qkv, Tensor bias, {_CALL}) -> (Tensor out, Tensor lse)'
 )
@@ -199,18 +207,23 @@ torch.library.define(
 )
 
 
+CLOSEST = 'closest'
+
+
 def _as_numbers(keys: FocalKeys) -> tuple[int, int, list[int], str]:
+    if isinstance(keys.geometry, ClosestGeometry):
+        return *keys.map_size, list(astuple(keys.geometry)), CLOSEST
     *numbers, border = astuple(keys.geometry)
     return *keys.map_size, numbers, border
 
 
-def _from_numbers(height: int, width: int, geometry: Sequence[int], border: str) -> FocalKeys:
-    return _geometry(tuple(geometry), border).keys(height, width)
+def _from_numbers(height: int, width: int, geometry: Sequence[int], rule: str) -> FocalKeys:
+    return _geometry(tuple(geometry), rule).keys(height, width)
 
 
 @lru_cache
-def _geometry(numbers: tuple[int, ...], border: str) -> FocalGeometry:
-    return FocalGeometry(*numbers, border)
+def _geometry(numbers: tuple[int, ...], rule: str) -> WindowGeometry:
+    return ClosestGeometry(*numbers) if rule == CLOSEST else FocalGeometry(*numbers, rule)
 
 
 @torch.library.impl('mmfocal::focal_attention', 'default')
@@ -220,11 +233,11 @@ def _forward(
     height: int,
     width: int,
     geometry: Sequence[int],
-    border: str,
+    rule: str,
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    keys = _from_numbers(height, width, geometry, border)
+    keys = _from_numbers(height, width, geometry, rule)
     return FUSED[backend].forward(qkv, keys, bias, scale)
 
 
@@ -235,11 +248,11 @@ def _fake_forward(
     height: int,
     width: int,
     geometry: Sequence[int],
-    border: str,
+    rule: str,
     scale: float,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    keys = _from_numbers(height, width, geometry, border)
+    keys = _from_numbers(height, width, geometry, rule)
     batch, _, _, heads, dim = qkv.shape
     out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
     return out, FUSED[backend].empty_lse(qkv, keys)
@@ -255,12 +268,12 @@ def _backward(
     height: int,
     width: int,
     geometry: Sequence[int],
-    border: str,
+    rule: str,
     scale: float,
     backend: str,
     bias_needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    keys = _from_numbers(height, width, geometry, border)
+    keys = _from_numbers(height, width, geometry, rule)
     return FUSED[backend].backward(grad_out, qkv, keys, bias, out, lse, scale, bias_needs_grad)
 
 

@@ -69,10 +69,11 @@ def backward(
     qkv, grad_out = qkv.contiguous(), grad_out.contiguous()
     grad_qkv = torch.empty_like(qkv)
     grad_qkv[:, keys.num_map_tokens :, 0] = 0  # pooled tokens are no queries
-    grad_bias = torch.zeros_like(bias, dtype=_precision(bias))
+    grad_bias = torch.zeros(bias.shape, dtype=_precision(bias), device=bias.device)
     for group in _groups(qkv, keys, bias):
         grad_query = group.new_windows(keys.num_queries)
         grad_key, grad_value = (group.new_windows(keys.num_keys) for _ in range(2))
+        grad_columns = group.new_columns() if bias_needs_grad and group.by_column else None
         for chunk in group.chunks():
             d_out = chunk.zero_keyless(group.gather_out(grad_out, chunk.windows)).flatten(0, 1)
             query, key, value = (t.flatten(0, 1) for t in chunk[1:4])
@@ -81,7 +82,10 @@ def backward(
             weights = scores.baddbmm_(query, key.mT).softmax(dim=-1)
             d_weights = d_out.bmm(value.mT)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            if bias_needs_grad:
+            if grad_columns is not None:
+                by_key = d_scores.unflatten(0, (-1, chunk.query.shape[1])).mT
+                grad_columns[:, chunk.windows] = by_key
+            elif bias_needs_grad:
                 grad_bias[group.heads] += group.sum_windows(d_scores)
             for grad, left, right in (
                 (grad_query, d_scores, key),
@@ -90,6 +94,8 @@ def backward(
             ):
                 # A view: a chunk has all windows of its heads, or one head.
                 torch.bmm(left, right, out=grad[:, chunk.windows].view(-1, *grad.shape[2:]))
+        if grad_columns is not None:
+            grad_bias[group.heads] += group.sum_by_column(grad_columns)
         group.store(group.map_order(grad_query.mul_(scale)), grad_qkv[:, : keys.num_map_tokens, 0])
         group.store(group.sum_by_token(grad_key), grad_qkv[:, :, 1])
         group.store(group.sum_by_token(grad_value), grad_qkv[:, :, 2])
@@ -110,11 +116,12 @@ class _Chunk(NamedTuple):
     value: Tensor  # (h, windows, N, D)
     bias: Tensor  # (h, 1 or windows, Wh*Ww, N), -inf at keys not allowed
     keyless: Tensor | None  # (windows, Wh*Ww or 1, 1), queries that may see no key, if any
+    bias_is_own: bool  # whether the bias was made for this chunk, window by window
 
     def fresh_bias(self) -> Tensor:
         """The bias of each window, ``(h, windows, Wh*Ww, N)``, to be written over."""
-        if self.bias.shape[1] > 1:
-            return self.bias  # made for this chunk
+        if self.bias_is_own:
+            return self.bias
         return self.bias.repeat(1, self.query.shape[1], 1, 1)
 
     def zero_keyless(self, values: Tensor) -> Tensor:
@@ -144,7 +151,10 @@ class _Group:
         self.dtype, self.dim = _precision(qkv), qkv.shape[-1]
         self.num_images = images.stop - images.start
         bias = bias[heads].to(self.dtype).expand(self.num_images, -1, -1, -1)
-        self.bias = bias.flatten(0, 1)[:, None]  # (h, 1, Wh*Ww, N)
+        self.bias = bias.flatten(0, 1)[:, None]  # (h, 1, Wh*Ww, N or columns)
+        self.by_column = tables.columns is not None
+        if self.by_column:
+            self.bias_rows = self.bias.mT.flatten(0, 2)  # (h * columns, Wh*Ww)
 
         # Tensors are seen as rows of D numbers, which are gathered at the speed of copying.
         num_heads, step = qkv.shape[3], 3 * qkv.shape[3]
@@ -167,7 +177,7 @@ class _Group:
         for start in range(0, self.keys.num_windows, self.windows_per_chunk):
             stop = min(start + self.windows_per_chunk, self.keys.num_windows)
             windows = slice(start, stop)
-            bias, keyless = self.bias, None
+            bias, keyless = self._bias(windows), None
             if not all(tables.all_allowed[windows]):
                 allowed = tables.allowed(windows)
                 if tables.any_keyless:
@@ -182,11 +192,21 @@ class _Group:
                 self._gather(self.value, key_rows),
                 bias,
                 keyless,
+                bias_is_own=bias is not self.bias,
             )
 
     def gather_out(self, out: Tensor, windows: slice) -> Tensor:
         """Rows of ``(B, Hp * Wp, nH, D)`` that belong to the windows' queries."""
         return self._gather(out.view(-1, self.dim), self.out_rows[:, windows])
+
+    def _bias(self, windows: slice) -> Tensor:
+        """Bias of some windows ``(h, windows, Wh*Ww, N)``, or ``(h, 1, Wh*Ww, N)`` of all."""
+        if not self.by_column:
+            return self.bias
+        columns = self.tables.columns[windows]
+        rows = self._in_each_head(columns.flatten(), self.bias.shape[-1]).flatten()
+        bias = self.bias_rows.index_select(0, rows).view(-1, *columns.shape, self.bias.shape[2])
+        return bias.mT.contiguous()
 
     def _gather(self, flat: Tensor, rows: Tensor) -> Tensor:
         return flat.index_select(0, rows.flatten()).view(*rows.shape, -1).to(self.dtype)
@@ -206,6 +226,20 @@ class _Group:
             (0, 2)
         )
 
+    def new_columns(self) -> Tensor:
+        """Empty ``(h, nW, N, Wh*Ww)``, for gradients of the bias of each key."""
+        shape = (len(self.bias), *self.tables.columns.shape, self.keys.num_queries)
+        return self.bias.new_empty(shape)
+
+    def sum_by_column(self, windows: Tensor) -> Tensor:
+        """Sums ``(h, nW, N, Wh*Ww)`` over images and places of each column.
+
+        Returns:
+            ``(heads, Wh*Ww, columns)``.
+        """
+        sums = self._sum_by_reader(windows, *self.tables.column_readers)
+        return sums.unflatten(0, (self.num_images, -1)).sum(0).mT
+
     def map_order(self, windows: Tensor) -> Tensor:
         """``(h, nW, Wh*Ww, D)`` as ``(h, Hp * Wp, D)``."""
         rows = self._in_each_head(self.tables.inverse, windows[0, ..., 0].numel())
@@ -213,7 +247,9 @@ class _Group:
 
     def sum_by_token(self, windows: Tensor) -> Tensor:
         """Sums ``(h, nW, N, D)`` over all places of each token: ``(h, L, D)``."""
-        entries, offsets = self.tables.readers
+        return self._sum_by_reader(windows, *self.tables.readers)
+
+    def _sum_by_reader(self, windows: Tensor, entries: Tensor, offsets: Tensor) -> Tensor:
         entries = entries[: self.tables.num_valid]
         rows = self._in_each_head(entries, windows[0, ..., 0].numel())
         bags = self._in_each_head(offsets[:-1], len(entries))

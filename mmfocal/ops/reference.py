@@ -22,6 +22,8 @@ def focal_attention_reference(
     queries = query[:, tables.queries]  # (B, nW, Wh*Ww, nH, D)
     gathered_key, gathered_value = key[:, tables.index], value[:, tables.index]
 
+    if tables.columns is not None:
+        bias = bias[:, :, tables.columns].permute(2, 0, 1, 3)  # (nW, nH, Wh*Ww, N)
     scores = torch.einsum('bwqhd,bwkhd->bwhqk', queries * scale, gathered_key) + bias
     allowed = tables.allowed()[:, None]  # (nW, 1, Wh*Ww or 1, N)
     # A row without any key has no softmax; its output is zero, and so are its gradients.

@@ -9,18 +9,20 @@ from the log-sum-exps that the forward pass kept.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmfocal.geometry import FocalKeys
+from mmfocal.geometry import FocalKeys, KeyTables
 
-from .forward_pass import constants, load_rows, may_see, store_rows
+from .forward_pass import constants, load_bias, load_rows, may_see, store_rows
 from .layout import (
     KEY_LAUNCH,
     LOG2_E,
     QUERY_LAUNCH,
     SUM_WARPS,
+    TILE,
     Layout,
     layout_of,
     tiled_bias,
@@ -47,6 +49,7 @@ def query_grad_of_slots(
     bias_ptr,
     slots_ptr,
     regions_ptr,
+    columns_ptr,
     scale_log2,
     STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -55,8 +58,10 @@ def query_grad_of_slots(
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     TILE: tl.constexpr,
+    QUERIES: tl.constexpr,
     MASKED: tl.constexpr,
     HAS_REGIONS: tl.constexpr,
+    HAS_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Adds ``dS K`` of the slots from ``FIRST`` to ``LAST`` to ``grad``."""
@@ -66,7 +71,7 @@ def query_grad_of_slots(
         rows = tl.load(slots_ptr + slots)
         key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM, MASKED)
         value = load_rows(qkv_ptr + 2 * CHANNELS, rows, STEP, channels, DIM, MASKED)
-        bias = tl.load(bias_ptr + slots[None, :]).to(tl.float32)
+        bias = load_bias(bias_ptr, columns_ptr, slots, QUERIES, HAS_COLUMNS)
         products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
         weights = tl.exp2(scores - lse[:, None])
@@ -82,7 +87,7 @@ def query_grad_of_slots(
     return grad
 
 
-@triton.jit(do_not_specialize=['num_tokens', 'num_map_tokens'])
+@triton.jit(do_not_specialize=['num_tokens', 'num_map_tokens', 'num_columns'])
 def query_grad_kernel(
     grad_out_ptr,
     qkv_ptr,
@@ -92,12 +97,14 @@ def query_grad_kernel(
     queries_ptr,
     slots_ptr,
     regions_ptr,
+    columns_ptr,
     grad_qkv_ptr,
     delta_ptr,
     scale,
     scale_log2,
     num_tokens,
     num_map_tokens,
+    num_columns,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -106,6 +113,7 @@ def query_grad_kernel(
     OPEN_SLOTS: tl.constexpr,
     TILE: tl.constexpr,
     HAS_REGIONS: tl.constexpr,
+    HAS_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Gradients of queries, and ``delta`` ``(B, nH, Hp * Wp)``. Grid as in the forward kernel."""
@@ -130,7 +138,11 @@ def query_grad_kernel(
     delta = tl.sum(grad_out.to(tl.float32) * out.to(tl.float32), 1)
     tl.store(delta_ptr + of_head + rows, delta, mask=rows >= 0)
 
-    bias_ptr += ((head * QUERIES + places) * SLOTS)[:, None]
+    if HAS_COLUMNS:
+        bias_ptr += (head * num_columns * QUERIES + places)[:, None]
+        columns_ptr += window * SLOTS
+    else:
+        bias_ptr += ((head * QUERIES + places) * SLOTS)[:, None]
     regions = rows
     if HAS_REGIONS:
         regions_ptr += window * SLOTS
@@ -139,13 +151,15 @@ def query_grad_kernel(
     if OPEN_SLOTS > 0:
         grad = query_grad_of_slots(
             grad, query, grad_out, regions, lse, delta,
-            qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
-            step, HEADS * DIM, DIM, BLOCK_DIM, 0, OPEN_SLOTS, TILE, False, False, PRECISION,
+            qkv_ptr, bias_ptr, slots_ptr, regions_ptr, columns_ptr, scale_log2,
+            step, HEADS * DIM, DIM, BLOCK_DIM, 0, OPEN_SLOTS, TILE, QUERIES,
+            False, False, HAS_COLUMNS, PRECISION,
         )  # fmt: skip
     grad = query_grad_of_slots(
         grad, query, grad_out, regions, lse, delta,
-        qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
-        step, HEADS * DIM, DIM, BLOCK_DIM, OPEN_SLOTS, SLOTS, TILE, True, HAS_REGIONS, PRECISION,
+        qkv_ptr, bias_ptr, slots_ptr, regions_ptr, columns_ptr, scale_log2,
+        step, HEADS * DIM, DIM, BLOCK_DIM, OPEN_SLOTS, SLOTS, TILE, QUERIES,
+        True, HAS_REGIONS, HAS_COLUMNS, PRECISION,
     )  # fmt: skip
     store_rows(grad_qkv_ptr, grad * scale, rows, step, channels, DIM)
 
@@ -154,6 +168,7 @@ def query_grad_kernel(
     do_not_specialize=[
         'num_tokens',
         'num_map_tokens',
+        'num_columns',
         'num_windows',
         'first_image',
         'first_head',
@@ -171,12 +186,14 @@ def key_grad_kernel(
     queries_ptr,
     slots_ptr,
     regions_ptr,
+    columns_ptr,
     workspace_ptr,
     grad_bias_ptr,
     scale,
     scale_log2,
     num_tokens,
     num_map_tokens,
+    num_columns,
     num_windows,
     first_image,
     first_head,
@@ -190,6 +207,7 @@ def key_grad_kernel(
     LISTED: tl.constexpr,
     TILE: tl.constexpr,
     HAS_REGIONS: tl.constexpr,
+    HAS_COLUMNS: tl.constexpr,
     BIAS_NEEDS_GRAD: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -197,7 +215,8 @@ def key_grad_kernel(
 
     Grid: tiles of slots times tiles of queries, heads of the group, runs of windows counted
     through all images of the group. Scores are transposed, slots by queries, so that they are
-    multiplied on as they are.
+    multiplied on as they are. The bias gradient is a sum over the run, or where keys have columns
+    one of each key.
     """
     tiles: tl.constexpr = QUERIES // TILE
     step: tl.constexpr = 3 * HEADS * DIM
@@ -207,9 +226,12 @@ def key_grad_kernel(
     places = query_tile * TILE + tl.arange(0, TILE)
     slots = slot_tile * TILE + tl.arange(0, TILE)
     channels = tl.arange(0, BLOCK_DIM)
-    bias_at = (head * QUERIES + places)[None, :] * SLOTS + slots[:, None]
-    bias = tl.load(bias_ptr + bias_at).to(tl.float32)
-    grad_bias = tl.zeros([TILE, TILE], tl.float32)
+    if HAS_COLUMNS:
+        bias_ptr += (head * num_columns * QUERIES + places)[None, :]
+    else:
+        bias_at = (head * QUERIES + places)[None, :] * SLOTS + slots[:, None]
+        bias = tl.load(bias_ptr + bias_at).to(tl.float32)
+        grad_bias = tl.zeros([TILE, TILE], tl.float32)
 
     start = tl.program_id(2) * windows_per_program
     for group_window in range(start, tl.minimum(start + windows_per_program, last_window)):
@@ -232,6 +254,9 @@ def key_grad_kernel(
             query_regions = tl.load(from_ptr + places, mask=query_rows >= 0, other=0)
             key_regions = tl.load(from_ptr + slots)
 
+        if HAS_COLUMNS:
+            columns = tl.load(columns_ptr + window * SLOTS + slots)
+            bias = tl.load(bias_ptr + (columns * QUERIES)[:, None]).to(tl.float32)
         products = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
         weights = tl.exp2(scores - lse[None, :])
@@ -239,7 +264,7 @@ def key_grad_kernel(
         weights = tl.where(tl.trans(allowed), weights, 0.0)
         grad_weights = tl.dot(value, tl.trans(grad_out), input_precision=PRECISION)
         grad_scores = weights * (grad_weights - delta[None, :])
-        if BIAS_NEEDS_GRAD:
+        if BIAS_NEEDS_GRAD and not HAS_COLUMNS:
             grad_bias += grad_scores
         grad_value = tl.dot(weights.to(value.dtype), grad_out, input_precision=PRECISION)
         grad_key = tl.dot(grad_scores.to(key.dtype), query, input_precision=PRECISION) * scale
@@ -249,10 +274,15 @@ def key_grad_kernel(
         row = (tl.cast(group_window, tl.int64) * tiles + query_tile) * LISTED
         to_ptr += row * (2 * DIM) * num_heads
         rows = tl.where(slots < LISTED, slots, -1)
+        if BIAS_NEEDS_GRAD and HAS_COLUMNS:
+            # (windows of the group, heads of the group, slots, MQ)
+            window_head = tl.cast(group_window, tl.int64) * num_heads + group_head
+            at = grad_bias_ptr + window_head * (LISTED * QUERIES) + places[None, :]
+            tl.store(at + (slots * QUERIES)[:, None], grad_scores, mask=(rows >= 0)[:, None])
         store_rows(to_ptr, grad_key, rows, 2 * DIM * num_heads, channels, DIM)
         store_rows(to_ptr + DIM * num_heads, grad_value, rows, 2 * DIM * num_heads, channels, DIM)
 
-    if BIAS_NEEDS_GRAD:
+    if BIAS_NEEDS_GRAD and not HAS_COLUMNS:
         of_run = tl.cast(tl.program_id(2) * num_heads + group_head, tl.int64) * (QUERIES * SLOTS)
         at = places[None, :] * SLOTS + slots[:, None]
         tl.store(grad_bias_ptr + of_run + at, grad_bias)
@@ -334,8 +364,8 @@ def run_backward(
     layout, tables = layout_of(keys, qkv.device), keys.tables(qkv.device)
     batch, num_tokens, _, heads, dim = qkv.shape
     grad_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
-    grad_bias = torch.zeros_like(bias, dtype=torch.float32)
-    tiled = tiled_bias(bias, qkv.dtype)
+    grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
+    tiled = tiled_bias(bias, qkv.dtype, layout)
     shared = constants(layout, heads, dim)
     with torch.cuda.device_of(qkv):
         query_grad_kernel[keys.num_windows * layout.query_tiles, heads, batch](
@@ -347,17 +377,19 @@ def run_backward(
             layout.queries,
             layout.slots,
             layout.regions,
+            layout.columns,
             grad_qkv,
             delta,
             scale,
             scale * LOG2_E,
             num_tokens,
             keys.num_map_tokens,
+            bias.shape[2],
             **shared,
             OPEN_SLOTS=layout.open_slots,
             **QUERY_LAUNCH[qkv.element_size()].options(),
         )
-        for images, some_heads in _groups(qkv, keys, layout):
+        for images, some_heads in _groups(qkv, keys, layout, bias_needs_grad):
             num_images, num_heads = len(images), len(some_heads)
             workspace = qkv.new_empty(
                 num_images * keys.num_windows * layout.query_tiles * layout.num_slots,
@@ -367,12 +399,12 @@ def run_backward(
             tiles = layout.slot_tiles * layout.query_tiles
             per_program = triton.cdiv(windows * tiles * num_heads, KEY_PROGRAMS)
             runs = triton.cdiv(windows, per_program)
-            partial = lse.new_empty(
-                runs if bias_needs_grad else 0,
-                num_heads,
-                shared['QUERIES'],
-                shared['SLOTS'],
-            )
+            if not bias_needs_grad:
+                partial = lse.new_empty(0)
+            elif shared['HAS_COLUMNS']:
+                partial = lse.new_empty(windows, num_heads, layout.num_slots, shared['QUERIES'])
+            else:
+                partial = lse.new_empty(runs, num_heads, shared['QUERIES'], shared['SLOTS'])
             key_grad_kernel[tiles, num_heads, runs](
                 grad_out,
                 qkv,
@@ -382,12 +414,14 @@ def run_backward(
                 layout.queries,
                 layout.slots,
                 layout.regions,
+                layout.columns,
                 workspace,
                 partial,
                 scale,
                 scale * LOG2_E,
                 num_tokens,
                 keys.num_map_tokens,
+                bias.shape[2],
                 keys.num_windows,
                 images.start,
                 some_heads.start,
@@ -399,7 +433,11 @@ def run_backward(
                 **KEY_LAUNCH[qkv.element_size()].options(),
             )
             if bias_needs_grad:
-                summed = partial.sum(0)[:, : layout.num_queries, : layout.num_slots]
+                if shared['HAS_COLUMNS']:
+                    summed = _sum_by_column(partial, tables, num_images)
+                else:
+                    summed = partial.sum(0)[..., : layout.num_slots]
+                summed = summed[:, : layout.num_queries]
                 grad_bias[some_heads.start : some_heads.stop] += summed
             channels = num_heads * dim
             pooled = num_tokens - keys.num_map_tokens
@@ -432,11 +470,38 @@ def run_backward(
     return grad_qkv, grad_bias.to(bias.dtype)
 
 
-def _groups(qkv: Tensor, keys: FocalKeys, layout: Layout) -> list[tuple[range, range]]:
+def _sum_by_column(grads: Tensor, tables: KeyTables, num_images: int) -> Tensor:
+    """Sums gradients of the bias of each key over images and windows, in a fixed order.
+
+    Args:
+        grads: float32 ``(windows of all images, heads, N, MQ)``.
+
+    Returns:
+        float32 ``(heads, MQ, columns)``.
+    """
+    heads, listed, queries = grads.shape[1:]
+    entries, offsets = tables.column_readers
+    entries = entries[: tables.num_valid]
+    window, slot = entries // listed, entries % listed
+    head = torch.arange(heads, device=grads.device)[:, None]
+    rows = ((window * heads + head) * listed + slot).int()  # (heads, places of all columns)
+    bags = offsets[:-1] + head.int() * len(entries)
+    total = grads.new_zeros(bags.numel(), queries)
+    for image in grads.view(num_images, -1, queries):
+        total += F.embedding_bag(rows.flatten(), image, bags.flatten(), mode='sum')
+    return total.view(heads, -1, queries).mT
+
+
+def _groups(
+    qkv: Tensor, keys: FocalKeys, layout: Layout, bias_needs_grad: bool
+) -> list[tuple[range, range]]:
     """Images and heads whose workspaces are filled together."""
     batch, _, _, heads, dim = qkv.shape
     rows = keys.num_windows * layout.query_tiles * layout.num_slots
-    fit = max(1, WORKSPACE_BYTES // (rows * 2 * dim * qkv.element_size()))  # heads of one image
+    row_bytes = 2 * dim * qkv.element_size()
+    if bias_needs_grad and layout.columns is not None:
+        row_bytes += 4 * TILE  # a float32 for each query of the tile
+    fit = max(1, WORKSPACE_BYTES // (rows * row_bytes))  # heads of one image
     num_images, num_heads = max(1, fit // heads), min(fit, heads)
     return [
         (range(batch)[image : image + num_images], range(heads)[head : head + num_heads])

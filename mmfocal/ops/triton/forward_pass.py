@@ -45,6 +45,14 @@ def may_see(key_rows, query_regions, key_regions, HAS_REGIONS: tl.constexpr):
 
 
 @triton.jit
+def load_bias(bias_ptr, columns_ptr, slots, QUERIES: tl.constexpr, HAS_COLUMNS: tl.constexpr):
+    """Bias of a tile of queries, at which ``bias_ptr`` points, and of ``slots``."""
+    if HAS_COLUMNS:
+        return tl.load(bias_ptr + (tl.load(columns_ptr + slots) * QUERIES)[None, :]).to(tl.float32)
+    return tl.load(bias_ptr + slots[None, :]).to(tl.float32)
+
+
+@triton.jit
 def attend_to_slots(
     query,
     query_regions,
@@ -55,6 +63,7 @@ def attend_to_slots(
     bias_ptr,
     slots_ptr,
     regions_ptr,
+    columns_ptr,
     scale_log2,
     STEP: tl.constexpr,
     CHANNELS: tl.constexpr,
@@ -63,8 +72,10 @@ def attend_to_slots(
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     TILE: tl.constexpr,
+    QUERIES: tl.constexpr,
     MASKED: tl.constexpr,
     HAS_REGIONS: tl.constexpr,
+    HAS_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Online softmax over the slots from ``FIRST`` to ``LAST``, with scores to base 2.
@@ -77,7 +88,7 @@ def attend_to_slots(
         slots = start + tl.arange(0, TILE)
         rows = tl.load(slots_ptr + slots)
         key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM, MASKED)
-        bias = tl.load(bias_ptr + slots[None, :]).to(tl.float32)
+        bias = load_bias(bias_ptr, columns_ptr, slots, QUERIES, HAS_COLUMNS)
         products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
         if MASKED:
@@ -100,18 +111,20 @@ def attend_to_slots(
     return total, largest, out
 
 
-@triton.jit(do_not_specialize=['num_tokens', 'num_map_tokens'])
+@triton.jit(do_not_specialize=['num_tokens', 'num_map_tokens', 'num_columns'])
 def forward_kernel(
     qkv_ptr,
     bias_ptr,
     queries_ptr,
     slots_ptr,
     regions_ptr,
+    columns_ptr,
     out_ptr,
     lse_ptr,
     scale_log2,
     num_tokens,
     num_map_tokens,
+    num_columns,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
@@ -120,6 +133,7 @@ def forward_kernel(
     OPEN_SLOTS: tl.constexpr,
     TILE: tl.constexpr,
     HAS_REGIONS: tl.constexpr,
+    HAS_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Grid: windows times tiles of queries, heads, images."""
@@ -134,7 +148,11 @@ def forward_kernel(
     channels = tl.arange(0, BLOCK_DIM)
     rows = tl.load(queries_ptr + window * QUERIES + places)
     query = load_rows(qkv_ptr, rows, step, channels, DIM, True)
-    bias_ptr += ((head * QUERIES + places) * SLOTS)[:, None]
+    if HAS_COLUMNS:
+        bias_ptr += (head * num_columns * QUERIES + places)[:, None]
+        columns_ptr += window * SLOTS
+    else:
+        bias_ptr += ((head * QUERIES + places) * SLOTS)[:, None]
     regions = rows
     if HAS_REGIONS:
         # The first slots of a window are its queries.
@@ -147,13 +165,15 @@ def forward_kernel(
     if OPEN_SLOTS > 0:
         total, largest, out = attend_to_slots(
             query, regions, total, largest, out,
-            qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
-            step, HEADS * DIM, DIM, BLOCK_DIM, 0, OPEN_SLOTS, TILE, False, False, PRECISION,
+            qkv_ptr, bias_ptr, slots_ptr, regions_ptr, columns_ptr, scale_log2,
+            step, HEADS * DIM, DIM, BLOCK_DIM, 0, OPEN_SLOTS, TILE, QUERIES,
+            False, False, HAS_COLUMNS, PRECISION,
         )  # fmt: skip
     total, largest, out = attend_to_slots(
         query, regions, total, largest, out,
-        qkv_ptr, bias_ptr, slots_ptr, regions_ptr, scale_log2,
-        step, HEADS * DIM, DIM, BLOCK_DIM, OPEN_SLOTS, SLOTS, TILE, True, HAS_REGIONS, PRECISION,
+        qkv_ptr, bias_ptr, slots_ptr, regions_ptr, columns_ptr, scale_log2,
+        step, HEADS * DIM, DIM, BLOCK_DIM, OPEN_SLOTS, SLOTS, TILE, QUERIES,
+        True, HAS_REGIONS, HAS_COLUMNS, PRECISION,
     )  # fmt: skip
 
     # Without any key the output is 0, and infinite log-sum-exps make all weights 0 in backward.
@@ -178,15 +198,17 @@ def run_forward(
     with torch.cuda.device_of(qkv):
         forward_kernel[keys.num_windows * layout.query_tiles, heads, batch](
             qkv,
-            tiled_bias(bias, qkv.dtype),
+            tiled_bias(bias, qkv.dtype, layout),
             layout.queries,
             layout.slots,
             layout.regions,
+            layout.columns,
             out,
             lse,
             scale * LOG2_E,
             num_tokens,
             keys.num_map_tokens,
+            bias.shape[2],
             **constants(layout, heads, dim),
             OPEN_SLOTS=layout.open_slots,
             **QUERY_LAUNCH[qkv.element_size()].options(),
@@ -204,4 +226,5 @@ def constants(layout: Layout, heads: int, dim: int) -> dict[str, int]:
         SLOTS=layout.slots.shape[1],
         TILE=TILE,
         HAS_REGIONS=layout.regions is not None,
+        HAS_COLUMNS=layout.columns is not None,
     )

@@ -52,6 +52,7 @@ class Layout(NamedTuple):
     queries: Tensor  # int32 (nW, MQ): token of each query, -1 behind the last
     slots: Tensor  # int32 (nW, NS): token of each key, -1 behind the last and where not valid
     regions: Tensor | None  # int8 (nW, NS), as in KeyTables
+    columns: Tensor | None  # int32 (nW, NS), as in KeyTables
     open_slots: int  # leading slots, in whole tiles, that every query of every window sees
     num_queries: int  # of a window, without filling
     num_slots: int  # of a window, without filling
@@ -69,17 +70,14 @@ class Layout(NamedTuple):
 def layout_of(keys: FocalKeys, device: torch.device) -> Layout:
     """The tables of ``keys`` on ``device``, made once."""
     with torch.inference_mode(False), torch.no_grad():
-        tables, geometry = keys.tables(device), keys.geometry
+        tables = keys.tables(device)
         slots = tables.index.masked_fill(~tables.valid, -1)
-        open_slots = 0
-        if geometry.border == 'wrap' and geometry.shift_size == 0:
-            sources = geometry.sources()
-            open_slots = sources.get('ring', sources['window']).stop
         return Layout(
             queries=_filled(tables.queries, -1).int(),
             slots=_filled(slots, -1).int(),
             regions=None if tables.region is None else _filled(tables.region, 0).to(torch.int8),
-            open_slots=open_slots // TILE * TILE,
+            columns=None if tables.columns is None else _filled(tables.columns, 0).int(),
+            open_slots=keys.num_open_keys // TILE * TILE,
             num_queries=keys.num_queries,
             num_slots=keys.num_keys,
         )
@@ -90,14 +88,17 @@ def _filled(table: Tensor, value: int) -> Tensor:
     return F.pad(table, (0, -table.shape[-1] % TILE), value=value)
 
 
-def tiled_bias(bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bias times log2(e), ``(nH, MQ, NS)``.
+def tiled_bias(bias: Tensor, dtype: torch.dtype, layout: Layout) -> Tensor:
+    """The bias times log2(e), ``(nH, MQ, NS)``, or ``(nH, columns, MQ)`` where there are columns.
 
     For 16-bit inputs it is kept in float16, whose rounding is finer than bfloat16's and whose
     traffic is half of float32's; what lies outside its range decides a softmax alone either way.
     """
-    _, num_queries, num_slots = bias.shape
-    bias = F.pad(bias.float() * LOG2_E, (0, -num_slots % TILE, 0, -num_queries % TILE))
+    bias = bias.float() * LOG2_E
+    if layout.columns is None:
+        bias = F.pad(bias, (0, -layout.num_slots % TILE, 0, -layout.num_queries % TILE))
+    else:  # the queries of a column side by side, as they are loaded
+        bias = F.pad(bias.mT, (0, -layout.num_queries % TILE)).contiguous()
     if dtype == torch.float32:
         return bias
     limit = torch.finfo(torch.float16).max
