@@ -12,7 +12,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmfocal import FocalTransformer
+from mmfocal import FocalTransformer, FocalTransformerFast
 from mmfocal.checkpoint import from_authors
 from mmfocal.engine.safe_loading import CheckpointError
 from mmfocal.engine.saving import save_tensors
@@ -301,6 +301,43 @@ def test_classifier_of_the_authors_computes_the_same_after_loading():
     with torch.no_grad():
         for a, b in zip(want(image), got(image), strict=True):
             assert torch.equal(a, b)
+
+
+def fast_file():
+    """As the authors save Focal-fast: with index tables, and pooling as in the first version."""
+    state = {}
+    for name, value in random_state(FocalTransformerFast(ARCH)).items():
+        if not name.startswith('norm'):
+            name = name.replace('stages.', 'layers.').replace('attn.pools', 'pool_layers')
+            state[name.replace('attn.position_bias.mlps', 'attn.coord2rpb_all')] = value
+    attention = 'layers.0.blocks.0.attn'
+    state |= {f'{attention}.topk_cloest_indice_0': torch.zeros(64, 128).long()}
+    return {'model': state | {'head.weight': torch.zeros(10, 64)}}
+
+
+@pytest.mark.parametrize('window', [7, 5])
+def test_focal_fast_loads_at_any_window(window):
+    model = FocalTransformerFast(ARCH, window_size=window)
+    accounting = load_pretrained(model, fast_file())
+    assert accounting.layout == "the authors' Focal-fast"
+    assert set(accounting.left_out) == {
+        'head.weight',
+        'layers.0.blocks.0.attn.topk_cloest_indice_0',
+    }
+    resized = {name.rpartition('attn.')[2] for name in accounting.resized}
+    assert resized == (set() if window == 7 else {'pools.0.weight'})
+    assert all(name.startswith('norm') for name in accounting.new)
+    again = FocalTransformerFast(ARCH, window_size=window)
+    assert not load_pretrained(again, {'state_dict': model.state_dict()}).new
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+def test_versions_of_the_model_are_told_apart():
+    with pytest.raises(CheckpointError, match=r'fast True(?s:.*)model: .*fast False'):
+        load_pretrained(FocalTransformer(ARCH, use_conv_embed=True), fast_file())
+    with pytest.raises(CheckpointError, match=r'fast False(?s:.*)model: .*fast True'):
+        load_pretrained(FocalTransformerFast(ARCH), authors_file(use_conv_embed=True))
 
 
 def test_absolute_position_embedding_is_turned_to_a_map():

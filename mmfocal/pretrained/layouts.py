@@ -1,4 +1,4 @@
-"""In which layout a file holds weights, and their names in :class:`mmfocal.FocalTransformer`.
+"""In which layout a file holds weights, and their names in the backbones of mmfocal.
 
 A layout is recognised by the keys of the file. Files hold a state dict itself, or one under
 ``state_dict``, ``model`` or ``module``; of a detector, segmenter or classifier the backbone is
@@ -22,7 +22,7 @@ CONTAINERS = ('state_dict', 'model', 'module')
 
 
 class Weights(NamedTuple):
-    """Weights under the names of :class:`mmfocal.FocalTransformer`.
+    """Weights under the names of the backbones of mmfocal.
 
     Attributes:
         layout: whose layout it was, for messages.
@@ -135,7 +135,7 @@ def _from_unfolded(merging: Tensor) -> Tensor:
 LAYOUTS = (
     Layout(
         title='mmfocal',
-        anchor='stages.0.blocks.0.attn.position_bias.relative_position_bias_table',
+        anchor='stages.0.blocks.0.attn.qkv.weight',
         renamed=_patterns(**{r'((?:patch_embed|stages|norm\d|absolute_pos_embed)\b.*)': r'\1'}),
         dropped=re.compile(r'(?!)'),
     ),
@@ -145,6 +145,13 @@ LAYOUTS = (
         renamed=_MMDET_SWIN,
         dropped=re.compile(r'.*\.relative_position_index'),
         merging=_from_unfolded,
+    ),
+    Layout(
+        title="the authors' Focal-fast",
+        anchor='layers.0.blocks.0.attn.qkv.weight',
+        needs=r'.*\.attn\.coord2rpb_all\..*',
+        renamed=AUTHORS_RENAMED,
+        dropped=AUTHORS_DROPPED,
     ),
     Layout(
         title="the authors' Focal Transformer",
@@ -182,7 +189,6 @@ LAYOUTS = (
 # Relatives that look alike and compute something else.
 RELATIVES = {
     r'.*attn\.(logit_scale|cpb_mlp\..*)': 'Swin Transformer V2, whose attention is another',
-    r'.*attn\.coord2rpb_all\..*': "the authors' second, fast version of Focal Transformer",
 }
 
 

@@ -1,4 +1,4 @@
-"""Loads weights of others into a :class:`mmfocal.FocalTransformer`, and accounts for each."""
+"""Loads weights of others into a backbone of mmfocal, and accounts for each."""
 
 from __future__ import annotations
 
@@ -82,10 +82,11 @@ def load_pretrained(
     """Loads pretrained weights, as ``init_cfg=dict(type='Pretrained', checkpoint=...)`` does.
 
     Files may be of mmfocal (a backbone, or a detector, segmenter or classifier with one), of the
-    authors' classifiers, or of Swin Transformer in the layouts of its authors, of mmdet and
-    mmpretrain, of timm and of torchvision. Position bias tables are resized where windows or focal
-    windows differ from those that a file was trained with. The ring of stage 4, which the
-    authors' ImageNet models lack, and all that Swin Transformer lacks begin as new.
+    authors' classifiers, Focal-fast included, or of Swin Transformer in the layouts of its
+    authors, of mmdet and mmpretrain, of timm and of torchvision. Position bias tables are resized
+    where windows or focal windows differ from those that a file was trained with. The ring of
+    stage 4, which the authors' ImageNet models lack, and all that Swin Transformer lacks begin as
+    new.
 
     Args:
         model: the backbone; it is changed only if all fits.
@@ -184,11 +185,11 @@ def _resized(
     if match is None:
         return value
     geometry, part = geometries[match[0]], name.removeprefix(match[0])
-    window = _window(tensors[f'{match[0]}position_bias.{_TABLE}'])
     if part == f'position_bias.{_TABLE}':
-        same = window == geometry.window_size
+        same = _window(value) == geometry.window_size
         return value if same else resize_window_table(value, geometry.window_size, interpolation)
     if part.endswith('_to_neighbors'):
+        window = _window(tensors[f'{match[0]}position_bias.{_TABLE}'])
         expand = _expand(window, value.shape[-1])
         old = replace(geometry, window_size=window, expand_size=expand, shift_size=0)
         return resize_ring_table(value, old, replace(geometry, shift_size=0), interpolation)
@@ -247,9 +248,11 @@ def _architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     blocks: dict[int, set[int]] = {}
     heads: dict[int, int] = {}
     for name, value in tensors.items():
-        if (match := _BLOCK.match(name)) and name.endswith(f'.{_TABLE}'):
+        match = _BLOCK.match(name)
+        if match and name.endswith('.qkv.weight'):
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
-            heads[int(match[1])] = value.shape[-1]
+        if match and name.endswith((f'.{_TABLE}', '.position_bias.mlps.0.2.weight')):
+            heads[int(match[1])] = value.shape[-1 if name.endswith(_TABLE) else 0]
     stem = tensors.get('patch_embed.proj.weight', torch.empty(0, 0, 0, 0))
     return dict(
         embed_dims=stem.shape[0],
@@ -258,6 +261,7 @@ def _architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         in_channels=stem.shape[1],
         patch_kernel=stem.shape[-1],
         layer_scale=any(name.endswith('.gamma_1') for name in tensors),
+        fast=any('.position_bias.mlps.' in name for name in tensors),
     )
 
 
