@@ -194,8 +194,8 @@ def test_configs_may_use_the_package(tmp_path):
 def test_package_of_a_transform_is_told_before_label_maps(monkeypatch, tmp_path, installed):
     monkeypatch.chdir(tmp_path)
     make_coco(tmp_path / 'data/coco')
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: installed or None)
     cfg = load_config('focal-l_htcpp_3x')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: installed or None)
     if installed:
         text = message(cfg)
         assert f'  {tmp_path}/data/coco/stuffthingmaps/train2017\n' in text

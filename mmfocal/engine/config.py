@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmfocal.compat import register_config_packages
 from mmfocal.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -26,6 +27,7 @@ def load_config(path: str | os.PathLike, cfg_options: dict[str, Any] | None = No
         UserError: there is no such config, or it does not load.
     """
     file = find_config(path)
+    register_config_packages()
     try:
         cfg = Config.fromfile(file, import_custom_modules=False)
     except Exception as error:  # a config is code and may raise anything
