@@ -1,7 +1,7 @@
 """The packages that mmfocal runs on: which stack is installed, does it fit, does it work.
 
-Two stacks give the same import names ``mmcv``, ``mmengine``, ``mmdet`` and ``mmseg``: OpenMMLab's
-packages, and OneDL's maintained forks. Importing this module imports none of them, and nothing but
+Two stacks give the same import names ``mmcv``, ``mmengine``, ``mmdet``, ``mmseg`` and
+``mmpretrain``: OpenMMLab's packages, and OneDL's maintained forks. Importing this module imports none of them, and nothing but
 the standard library: versions come from the metadata of what is installed.
 """
 
@@ -51,15 +51,17 @@ STACKS: dict[str, dict[str, Requirement]] = {
         'mmcv': Requirement('mmcv', '2.1.0', '2.2.0', '2.1.0'),
         'mmdet': Requirement('mmdet', '3.3.0', '3.4', '3.3.0'),
         'mmseg': Requirement('mmsegmentation', '1.2.2', '1.3', '1.2.2'),
+        'mmpretrain': Requirement('mmpretrain', '1.2.0', '1.3', '1.2.0'),
     },
     'onedl': {
         'mmengine': Requirement('onedl-mmengine', '0.10.9', '0.11', '0.10.12'),
         'mmcv': Requirement('onedl-mmcv', '2.3.0', '2.4', '2.3.6'),
         'mmdet': Requirement('onedl-mmdetection', '3.4', '3.6', '3.5.1'),
         'mmseg': Requirement('onedl-mmsegmentation', '1.3', '1.5', '1.4.2'),
+        'mmpretrain': Requirement('onedl-mmpretrain', '1.3', '1.4', '1.3.6'),
     },
 }
-# What `import mmfocal` needs. mmdet and mmseg are needed by configs of their own family.
+# What `import mmfocal` needs. The others are needed by configs of their own family.
 CORE = ('mmengine', 'mmcv')
 
 # Distributions whose name is not that of the module that is missing.

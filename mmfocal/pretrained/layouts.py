@@ -206,7 +206,7 @@ def read_weights(checkpoint: Mapping[str, Any], source: str, prefix: str | None 
     Raises:
         CheckpointError: the file holds no weights of a Focal or Swin Transformer.
     """
-    state_dict = _state_dict(checkpoint, source)
+    state_dict = state_dict_of(checkpoint, source)
     for pattern, relative in RELATIVES.items():
         if any(re.fullmatch(pattern, key) for key in state_dict):
             raise CheckpointError(f'{source} holds weights of {relative}. They do not fit here.')
@@ -230,7 +230,12 @@ def read_weights(checkpoint: Mapping[str, Any], source: str, prefix: str | None 
     )
 
 
-def _state_dict(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+def state_dict_of(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Tensors by their names in a loaded file, found below :data:`CONTAINERS`.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     state_dict = checkpoint if isinstance(checkpoint, Mapping) else {}
     for container in CONTAINERS:
         if isinstance(state_dict.get(container), Mapping):

@@ -15,3 +15,9 @@ shapes_backbone = dict(
 )
 shapes_backbone_channels = [32, 64, 128, 256]
 shapes_backbone_from_stride_8 = dict(**shapes_backbone, out_indices=(1, 2, 3))
+# For single shapes, 64 pixels a side: maps have 16, 8, 4 and 2 tokens a side.
+shapes_backbone_of_classifier = {
+    **shapes_backbone,
+    'window_size': (8, 8, 4, 2),
+    'out_indices': (3,),
+}

@@ -1,0 +1,4 @@
+# With overlapping patches.
+_base_ = './focal_in1k.py'
+
+model = dict(backbone=dict(use_conv_embed=True))
