@@ -35,6 +35,8 @@ setup(
     extras_require={
         'mmdet': [*engine, official['mmdet']],
         'mmseg': [*engine, official['mmsegmentation'], official['ftfy'], official['regex']],
+        # mmpretrain imports torchvision, which has to fit PyTorch, without asking for it.
+        'mmpretrain': [*engine, official['mmpretrain'], 'torchvision'],
         'onedl': pins('requirements/onedl.txt'),
         'triton': ['triton>=3.6'],
         'safetensors': ['safetensors'],

@@ -1,8 +1,9 @@
 """The packages that mmfocal runs on: which stack is installed, does it fit, does it work.
 
 Two stacks give the same import names ``mmcv``, ``mmengine``, ``mmdet``, ``mmseg`` and
-``mmpretrain``: OpenMMLab's packages, and OneDL's maintained forks. Importing this module imports none of them, and nothing but
-the standard library: versions come from the metadata of what is installed.
+``mmpretrain``: OpenMMLab's packages, and OneDL's maintained forks. Importing this module imports
+none of them, and nothing but the standard library: versions come from the metadata of what is
+installed.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ STACKS: dict[str, dict[str, Requirement]] = {
 }
 # What `import mmfocal` needs. The others are needed by configs of their own family.
 CORE = ('mmengine', 'mmcv')
+FAMILIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 # Distributions whose name is not that of the module that is missing.
 _DISTRIBUTIONS = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'PyYAML'}

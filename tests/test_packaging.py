@@ -58,7 +58,7 @@ def test_tested_versions_are_the_pinned_ones(stack, metadata):
     pins = requirement_lines(ROOT / f'requirements/{stack}.txt')
     tested = {f'{p.distribution}=={p.tested}' for p in STACKS[stack].values()}
     assert tested <= set(pins)
-    extras = ('onedl',) if stack == 'onedl' else ('mmdet', 'mmseg')
+    extras = ('onedl',) if stack == 'onedl' else ('mmdet', 'mmseg', 'mmpretrain')
     assert tested <= set.union(*(requires(metadata, extra) for extra in extras))
     for package in STACKS[stack].values():
         assert package.accepts(package.tested)

@@ -34,6 +34,7 @@ with light_imports():
         stack_requirements,
     )
 
+# Of which one is enough to train. mmpretrain is for classification alone.
 FAMILIES = ('mmdet', 'mmseg')
 OTHERS = ('numpy', 'opencv-python', 'pycocotools', 'matplotlib', 'safetensors', 'triton')
 GIB = 2**30
@@ -104,6 +105,7 @@ def probes(families: tuple[str, ...]) -> list[Probe]:
             for name in families
         ),
         Probe('mmfocal', backbone, 'make test'),
+        Probe('mmpretrain', mmpretrain, reinstall(packages['mmpretrain'])),
         Probe('Cache', cache, 'export MMFOCAL_CACHE=/a/folder/with/room'),
         Probe('Triton', triton_kernel, pip('install', '--force-reinstall', '--no-deps', 'triton')),
     ]
@@ -198,6 +200,12 @@ def backbone() -> str:
     model = mmfocal.FocalTransformer(arch).to(device)
     sum(output.sum() for output in model(torch.rand(1, 3, 32, 32, device=device))).backward()
     return f'{mmfocal.__version__}, a backbone runs forward and backward'
+
+
+def mmpretrain() -> str:
+    """Optional: what is wrong is told and is no Problem."""
+    problem = import_problem('mmpretrain.models')
+    return f'for its configs: {problem}' if problem else 'imports'
 
 
 def cache() -> str | Problem:

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint with the config that it was trained with, of mmdet or mmseg."""
+"""Evaluates a checkpoint with its config, of mmdet, mmseg or mmpretrain."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Trains the model of a config, of mmdet or mmseg: the config's default_scope decides."""
+"""Trains the model of a config of mmdet, mmseg or mmpretrain: its default_scope decides."""
 
 import argparse
 import os

@@ -1,5 +1,5 @@
-# A small Focal Transformer that names the shapes of the embedded data set, from scratch, in minutes
-# on two CPU cores.
+# A small Focal Transformer that names the shapes of the embedded data set, from scratch, in
+# minutes on two CPU cores.
 _base_ = [
     '_base_/classifier.py',
     '../mmdet/_base_/shapes_backbone.py',
@@ -62,13 +62,13 @@ test_cfg = dict()
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, fused=True),
+    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters, eta_min=2e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters, eta_min=5e-6),
 ]
 default_hooks = dict(
     logger=dict(interval=25),

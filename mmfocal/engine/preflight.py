@@ -22,6 +22,18 @@ SOURCES = {
         'cityscapes-dataset.com, unpack them in one folder, and convert the labels with '
         'tools/dataset_converters/cityscapes.py of MMSegmentation.',
     ),
+    'ImageNet': (
+        'ImageNet-1K',
+        'Download ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org and '
+        'unpack them to train/<class>/*.JPEG and val/<class>/*.JPEG, or to val/*.JPEG with their '
+        'classes in meta/val.txt.',
+    ),
+}
+# Of each family, the config that trains on drawn shapes.
+EMBEDDED = {
+    'mmdet': 'mmdet/focal_maskrcnn_shapes',
+    'mmseg': 'mmseg/focal_upernet_shapes',
+    'mmpretrain': 'mmpretrain/focal_shapes',
 }
 # What transforms of mmdet import that mmdet does not require.
 PACKAGES = {'InstaBoost': 'instaboostfast', 'Albu': 'albumentations'}
@@ -95,6 +107,8 @@ def _paths(dataset: dict) -> list[str]:
     root = dataset.get('data_root') or ''
     prefixes = dataset.get('data_prefix') or {}
     prefixes = [prefixes] if isinstance(prefixes, str) else list(prefixes.values())
+    if _kind(dataset) == 'ImageNet':  # it has folders by the names of splits
+        prefixes = prefixes or [dataset.get('split')]
     parts = [part for part in (dataset.get('ann_file'), *prefixes) if part]
     paths = [os.path.join(root, part) for part in parts or [root]]
     return [os.path.abspath(path) for path in paths if path and '://' not in path]
@@ -114,8 +128,7 @@ def _evaluator_options(cfg: Config, split: str, dataset: dict) -> dict[str, str]
 
 def _message(cfg: Config, missing: list[str], options: dict[str, str], kinds: list[str]) -> str:
     names = [part for part in SOURCES if any(part in kind for kind in kinds)]
-    segments = cfg.get('default_scope') == 'mmseg'
-    embedded = 'mmseg/focal_upernet' if segments else 'mmdet/focal_maskrcnn'
+    embedded = EMBEDDED.get(cfg.get('default_scope'), EMBEDDED['mmdet'])
     lines = ['The data of this config is not there. Looked for:']
     lines += [f'  {path}' for path in missing]
     for name, text in (SOURCES[part] for part in names):
@@ -128,6 +141,6 @@ def _message(cfg: Config, missing: list[str], options: dict[str, str], kinds: li
     lines += [
         '',
         'To try mmfocal without a download, train on drawn shapes (minutes, no GPU needed):',
-        f'  python tools/train.py configs/{embedded}_shapes.py',
+        f'  python tools/train.py configs/{embedded}.py',
     ]
     return '\n'.join(lines)

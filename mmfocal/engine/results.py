@@ -51,17 +51,20 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None) -> None:
         raise UserError(
             f'--show and --show-dir need a visualization hook, and {cfg.filename} has none in its '
             'default_hooks. Add default_hooks = dict(visualization=dict('
-            "type='DetVisualizationHook')), or 'SegVisualizationHook' for mmseg."
+            "type='DetVisualizationHook')), or 'SegVisualizationHook' for mmseg, or "
+            "'VisualizationHook' for mmpretrain."
         )
-    hook.draw = True
+    setattr(hook, 'enable' if cfg.default_scope == 'mmpretrain' else 'draw', True)
     if show:
         hook.show = True
         hook.wait_time = 2  # seconds
-    # mmdet's hook draws and writes every picture itself; mmseg's draws every 50th, and leaves the
-    # writing to the visualizer.
-    if cfg.default_scope == 'mmseg':
+    # mmdet's hook draws every picture. The others draw a few, and mmseg's leaves the writing to
+    # the visualizer.
+    if cfg.default_scope != 'mmdet':
         hook.interval = 1
-        if show_dir:
-            cfg.visualizer.save_dir = show_dir
+    if show_dir and cfg.default_scope == 'mmseg':
+        cfg.visualizer.save_dir = show_dir
+    elif show_dir and cfg.default_scope == 'mmpretrain':
+        hook.out_dir = os.path.abspath(show_dir)
     elif show_dir:
         hook.test_out_dir = os.path.abspath(show_dir)

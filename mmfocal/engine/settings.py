@@ -12,7 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
-from mmfocal.compat import CORE, check_versions, require_mmcv_ops
+from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
 from mmfocal.errors import UserError
 
 from .safe_loading import load_checkpoint_file
@@ -184,13 +184,16 @@ def build_runner(cfg: Config) -> Runner:
     load, and perhaps download, them only to overwrite them.
 
     Raises:
-        UserError: mmcv's operators or the config's own family, mmdet or mmseg, are missing, or a
-            custom import fails.
+        UserError: mmcv's operators or the config's own family are missing, or a custom import
+            fails.
     """
-    families = {'mmdet', 'mmseg'} & {cfg.get('default_scope')}
+    families = set(FAMILIES) & {cfg.get('default_scope')}
     try:
         check_versions((*CORE, *families))
         require_mmcv_ops()
+        for family in families:
+            if problem := import_problem(f'{family}.models'):
+                raise ImportError(str(problem))
         if 'custom_imports' in cfg:
             import_modules_from_strings(**cfg.custom_imports)
     except ImportError as error:

@@ -1,5 +1,5 @@
-# Focal-T on ImageNet-1K at 224x224 pixels, as the authors trained and evaluated it: their recipe is
-# Swin Transformer's, with mixed precision and gradient clipping.
+# Focal-T on ImageNet-1K at 224x224 pixels, as the authors trained and evaluated it: their recipe
+# is Swin Transformer's, with mixed precision and gradient clipping.
 _base_ = [
     'classifier.py',
     'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py',

@@ -1,0 +1,305 @@
+"""Classifiers of mmpretrain: configs, the authors' weights in them, and single drawn shapes."""
+
+import copy
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from mmfocal.checkpoint import authors_version, from_authors
+from mmfocal.datasets import prepare_shapes
+from mmfocal.engine.safe_loading import CheckpointError
+from mmfocal.pretrained.classifier import load_classifier
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / 'configs/mmpretrain').glob('*.py'))
+STAND_INS = str(Path(__file__).with_name('stand_ins'))
+HAS_TORCHVISION = importlib.util.find_spec('torchvision') is not None
+if not HAS_TORCHVISION:
+    sys.path.append(STAND_INS)
+
+from mmpretrain.registry import DATASETS, MODELS  # noqa: E402
+from mmpretrain.structures import DataSample  # noqa: E402
+
+# Table 1 of the paper has them in millions; they are those of the authors' files.
+PARAMETERS = {
+    'focal_in1k': 28_880_380,
+    'focal-s_in1k': 51_141_940,
+    'focal-b_in1k': 89_815_400,
+}
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    init_default_scope('mmpretrain')
+
+
+def build(path, **head):
+    config = Config.fromfile(path)
+    config.model.head.update(head)
+    return MODELS.build(dict(config.model, data_preprocessor=config.get('data_preprocessor')))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_classifier_of_config_learns_and_names(path):
+    config = Config.fromfile(path)
+    assert Config.fromstring(config.pretty_text, '.py')._cfg_dict == config._cfg_dict
+    side = 64 if path.stem == 'focal_shapes' else 224
+    model = build(path)
+    if path.stem in PARAMETERS:
+        assert sum(p.numel() for p in model.parameters()) == PARAMETERS[path.stem]
+    images = torch.rand(2, 3, side, side)
+    samples = [DataSample().set_gt_label(label) for label in (0, 5)]
+    losses = model.train()(images, copy.deepcopy(samples), mode='loss')
+    assert losses['loss'].isfinite()
+    losses['loss'].backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    with torch.no_grad():
+        for result in model.eval()(images, samples, mode='predict'):
+            assert result.pred_score.shape == (model.head.num_classes,)
+            assert result.pred_score.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    'name, arch, drop_path',
+    [('focal', 'tiny', 0.2), ('focal-s', 'small', 0.3), ('focal-b', 'base', 0.5)],
+)
+@pytest.mark.parametrize('conv_embed', [False, True])
+def test_recipe_is_the_authors(name, arch, drop_path, conv_embed):
+    suffix = '_conv-embed' if conv_embed else ''
+    config = Config.fromfile(ROOT / f'configs/mmpretrain/{name}_in1k{suffix}.py')
+    backbone, wrapper = config.model.backbone, config.optim_wrapper
+    assert (backbone.arch, backbone.drop_path_rate) == (arch, drop_path)
+    assert backbone.get('use_conv_embed', False) is conv_embed
+    optimizer = wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert (wrapper.type, wrapper.clip_grad.max_norm) == ('AmpOptimWrapper', 5.0)
+    warm_up, decay = config.param_scheduler
+    assert (warm_up.end, decay.type, decay.eta_min) == (20, 'CosineAnnealingLR', 1e-5)
+    assert config.train_cfg.max_epochs == 300
+    assert 8 * config.train_dataloader.batch_size == config.auto_scale_lr.base_batch_size == 1024
+    augments = {augment.type: augment.alpha for augment in config.model.train_cfg.augments}
+    assert augments == {'Mixup': 0.8, 'CutMix': 1.0}
+    assert config.model.head.loss.label_smooth_val == 0.1
+    steps = [step.type for step in config.test_dataloader.dataset.pipeline]
+    assert steps[1:3] == ['ResizeEdge', 'CenterCrop']
+
+
+# --- The authors' weights -------------------------------------------------------------------
+
+
+GOLDEN = sorted(ROOT.glob('tests/golden/*.npz'))
+if FULL := os.environ.get('MMFOCAL_GOLDEN'):
+    GOLDEN = sorted(Path(FULL).glob('*.npz'))
+
+
+def golden(path):
+    arrays = np.load(path)
+    config = json.loads(str(arrays['config']))
+    state = {
+        key.removeprefix('state.'): torch.from_numpy(arrays[key])
+        for key in arrays.files
+        if key.startswith('state.')
+    }
+    return arrays, config, state
+
+
+def golden_classifier(config, state):
+    kwargs, _ = from_authors(config, state, authors_version(state))
+    name = 'FocalTransformerFast' if authors_version(state) == 2 else 'FocalTransformer'
+    last = len(config['depths']) - 1
+    kwargs.update(type=f'mmfocal.{name}', out_indices=(last,), out_norm=True)
+    classes, channels = state['head.weight'].shape
+    return dict(
+        type='ImageClassifier',
+        backbone=kwargs,
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=classes, in_channels=channels),
+    )
+
+
+@pytest.mark.parametrize('path', GOLDEN, ids=lambda path: path.stem)
+def test_logits_are_the_authors(path):
+    arrays, config, state = golden(path)
+    model = MODELS.build(golden_classifier(config, state))
+    load_classifier(model, {'model': state})
+    if (version := authors_version(state)) == 2:
+        # Positions of the closest keys follow from the geometry; those of the case are random.
+        model.backbone.load_state_dict(from_authors(config, state, version)[1], strict=False)
+    model = model.double().eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(arrays['input']).double(), mode='tensor')
+    want = torch.from_numpy(arrays['logits']).double()
+    assert (logits - want).norm() < 1e-6 * want.norm()
+
+
+def test_other_number_of_classes_and_missing_head_are_told():
+    _, config, state = golden(ROOT / 'tests/golden/conv_embed_shift_layerscale_224.npz')
+    settings = golden_classifier(config, state)
+    settings['head']['num_classes'] = 7
+    with pytest.raises(CheckpointError, match=r'head is \(10, 64\), that of the model \(7, 64\)'):
+        load_classifier(MODELS.build(settings), state, 'a.pth')
+    settings['head']['num_classes'] = 10
+    headless = {name: value for name, value in state.items() if not name.startswith('head.')}
+    with pytest.raises(CheckpointError, match=r'a\.pth lacks .* head\.weight'):
+        load_classifier(MODELS.build(settings), headless, 'a.pth')
+
+
+# --- The tools ------------------------------------------------------------------------------
+
+CLASSIFIER = """
+_base_ = '{root}/configs/mmpretrain/focal_shapes.py'
+num_images = dict(train=8, val=4)
+loader = dict(batch_size=4, num_workers=0, persistent_workers=False,
+              dataset=dict(data_root='{data}', num_images=num_images))
+train_dataloader = loader
+val_dataloader = loader
+test_dataloader = loader
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))
+"""
+AUTHORS = """
+_base_ = '{root}/configs/mmpretrain/focal_shapes.py'
+model = dict(backbone=dict(_delete_=True, **{backbone}), head=dict(num_classes=10, in_channels=64))
+data_preprocessor = dict(num_classes=10)
+loader = dict(batch_size=4, num_workers=0, persistent_workers=False,
+              dataset=dict(data_root='{data}', num_images=dict(train=8, val=4)))
+val_dataloader = loader
+test_dataloader = loader
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('classifier')
+    prepare_shapes(folder / 'shapes', num_images=dict(train=8, val=4))
+    return folder
+
+
+def run_tool(tool, *args, cwd, status=0):
+    path = os.environ.get('PYTHONPATH', '')
+    result = subprocess.run(
+        [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            'OMP_NUM_THREADS': '1',
+            'PYTHONPATH': path if HAS_TORCHVISION else f'{STAND_INS}{os.pathsep}{path}',
+        },
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == status, output[-3000:]
+    return output
+
+
+def test_classifier_trains_and_tests(folder):
+    config, out = folder / 'classifier.py', folder / 'out.json'
+    config.write_text(CLASSIFIER.format(root=ROOT, data=folder / 'shapes'))
+    run_tool('train.py', config, '--work-dir', 'run', cwd=folder)
+    checkpoint = folder / 'run/iter_2.pth'
+    output = run_tool(
+        *('test.py', config, checkpoint, '--out', out, '--show-dir', 'pictures'), cwd=folder
+    )
+    assert 'Pretrained weights' not in output
+    assert 0 <= json.loads(out.read_text())['metrics']['accuracy/top1'] <= 100
+    assert list(folder.glob('pictures/*.png'))
+
+
+def test_files_of_the_authors_are_tested_as_they_are(folder):
+    _, config, state = golden(ROOT / 'tests/golden/conv_embed_shift_layerscale_224.npz')
+    torch.save({'model': state}, folder / 'authors.pth')
+    backbone = golden_classifier(config, state)['backbone']
+    path = folder / 'authors.py'
+    path.write_text(AUTHORS.format(root=ROOT, data=folder / 'shapes', backbone=backbone))
+    output = run_tool('test.py', path, folder / 'authors.pth', cwd=folder)
+    assert "the authors' Focal Transformer" in output
+    assert 'norm and head of the classifier loaded' in output and 'accuracy/top1' in output
+    # Nothing is silently left as it was.
+    assert 'missing keys' not in output and 'unexpected key' not in output
+    state.pop('head.bias')
+    torch.save({'model': state}, folder / 'damaged.pth')
+    output = run_tool('test.py', path, folder / 'damaged.pth', cwd=folder, status=2)
+    assert "damaged.pth lacks the classifier's head.weight and head.bias" in output
+    assert 'Traceback' not in output
+
+
+def test_missing_data_is_told(folder):
+    output = run_tool('test.py', 'focal_in1k', 'none.pth', cwd=folder, status=2)
+    assert f'{folder}/data/imagenet/val' in output
+    assert 'test_dataloader.dataset.data_root=FOLDER' in output
+    assert 'configs/mmpretrain/focal_shapes.py' in output
+
+
+def test_missing_torchvision_is_told(folder, monkeypatch):
+    (folder / 'sitecustomize.py').write_text(
+        'from importlib.machinery import PathFinder\n'
+        'find_spec = PathFinder.find_spec\n'
+        'PathFinder.find_spec = lambda name, *args: (\n'
+        "    None if name == 'torchvision' else find_spec(name, *args))\n"
+    )
+    monkeypatch.setenv('PYTHONPATH', str(folder))
+    output = run_tool('train.py', 'configs/mmpretrain/focal_shapes.py', cwd=folder, status=2)
+    assert 'pip install torchvision' in output and 'Traceback' not in output
+
+
+# --- Single shapes --------------------------------------------------------------------------
+
+
+def test_samples_are_single_shapes(folder):
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='mmfocal.datasets.cls_shapes.CropToBox', margin=0.0),
+        dict(type='PackInputs'),
+    ]
+    settings = dict(
+        type='mmfocal.datasets.cls_shapes.ShapesClsDataset',
+        split='val',
+        data_root=str(folder / 'shapes'),
+        num_images=dict(train=8, val=4),
+        pipeline=pipeline,
+    )
+    dataset = DATASETS.build(settings)
+    content = json.loads((folder / 'shapes/annotations/instances_val.json').read_text())
+    shapes = [
+        shape
+        for shape in content['annotations']
+        if not shape['iscrowd'] and max(shape['bbox'][2:]) >= 16
+    ]
+    assert len(dataset) == len(shapes) > 0
+    for sample, shape in zip(dataset, shapes, strict=True):
+        assert sample['data_samples'].gt_label.item() == shape['category_id'] - 1
+        height, width = sample['inputs'].shape[1:]
+        assert height == width and abs(width - max(shape['bbox'][2:])) <= 1
+    assert len(DATASETS.build(dict(settings, min_size=0))) >= len(shapes)
+
+
+@pytest.mark.parametrize(
+    'box, expected',
+    [
+        ((40, 30, 20, 10), (37, 22, 26)),  # a square around the middle, with its margin
+        ((0, 0, 20, 20), (0, 0, 26)),  # moved into the picture
+        ((100, 90, 28, 38), (79, 79, 49)),
+        ((0, 0, 128, 128), (0, 0, 128)),  # never larger than the picture
+        ((5, 5, 0, 0), (4, 4, 1)),
+    ],
+)
+def test_crop_is_a_square_within_the_picture(box, expected):
+    from mmfocal.datasets.cls_shapes import CropToBox
+
+    rows, columns = np.mgrid[:128, :128]
+    image = np.stack([columns, rows, rows], axis=2).astype(np.uint8)
+    result = CropToBox()(dict(img=image, box=box))
+    x, y, side = expected
+    assert result['img_shape'] == result['img'].shape[:2] == (side, side)
+    assert result['img'][0, 0].tolist() == [x, y, y]
