@@ -57,9 +57,9 @@ def compare(args: argparse.Namespace) -> str:
     from mmfocal.pretrained import load_pretrained
 
     cfg = load_config(args.config)
-    backbone = dict(cfg.model.backbone, init_cfg=None, out_norm=False)
+    backbone = dict(cfg.model.backbone, init_cfg=None, out_norm=False, out_indices=(0, 1, 2, 3))
     checkpoint = load_checkpoint_file(args.checkpoint)
-    images = read_images(args, cfg.model.data_preprocessor)
+    images = read_images(args, cfg.model.get('data_preprocessor') or cfg.data_preprocessor)
 
     def maps(ring: str | float, seed: int, **settings: object) -> list[torch.Tensor]:
         torch.manual_seed(seed)

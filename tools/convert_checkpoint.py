@@ -3,6 +3,7 @@
 Takes files of the authors' classifiers, of Swin Transformer (its authors, mmdet, mmpretrain, timm,
 torchvision), and of mmfocal itself. Without --config only names change; with it the weights are
 fitted to the backbone of that config, position biases resized, and what the file lacks is made.
+With a config of mmpretrain, norm and head of the authors' classifiers are kept.
 """
 
 from __future__ import annotations
@@ -46,33 +47,54 @@ def main() -> int:
     return 0
 
 
-def convert(args: argparse.Namespace) -> None:
-    from mmengine.registry import MODELS
+def build_model(config: str) -> object:
+    """The backbone of a config; of mmpretrain's the whole classifier.
+
+    Raises:
+        UserError: the backbone is not of mmfocal, or mmpretrain does not work here.
+    """
+    from mmengine.registry import MODELS, DefaultScope
 
     import mmfocal
-    from mmfocal.engine import load_checkpoint_file, load_config
+    from mmfocal.compat import import_problem
+    from mmfocal.engine import load_config
+    from mmfocal.errors import UserError
+
+    cfg = load_config(config)
+    backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
+    if not isinstance(backbone, mmfocal.FocalTransformer):
+        raise UserError(f'The backbone of {config} is {type(backbone).__name__}, not ours.')
+    if cfg.get('default_scope') != 'mmpretrain':
+        return backbone
+    if problem := import_problem('mmpretrain.models'):
+        raise UserError(str(problem))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        return MODELS.build(cfg.model)
+
+
+def convert(args: argparse.Namespace) -> None:
+    import mmfocal
+    from mmfocal.engine import load_checkpoint_file
     from mmfocal.engine.saving import save_tensors
     from mmfocal.errors import UserError
     from mmfocal.pretrained import load_pretrained, read_weights
+    from mmfocal.pretrained.classifier import load_classifier
 
     if args.dst.suffix not in SUFFIXES:
         raise UserError(f'DST must end in {" or ".join(SUFFIXES)}, got {args.dst}')
     if args.dst.exists() and not args.force:
         raise UserError(f'{args.dst} exists. Choose another name, or add --force to overwrite it.')
     if args.config:
-        backbone = dict(load_config(args.config).model.backbone, init_cfg=None)
-        if backbone['type'] not in ('FocalTransformer', mmfocal.FocalTransformer):
-            raise UserError(f'The backbone of {args.config} is {backbone["type"]}.')
-        model = MODELS.build(backbone)
+        model = build_model(args.config)
+        options = dict(
+            prefix=args.prefix,
+            sha256=args.sha256,
+            interpolation=args.interpolation,
+            ring=args.ring,
+        )
+        load = load_pretrained if isinstance(model, mmfocal.FocalTransformer) else load_classifier
         try:
-            accounting = load_pretrained(
-                model,
-                args.src,
-                prefix=args.prefix,
-                sha256=args.sha256,
-                interpolation=args.interpolation,
-                ring=args.ring,
-            )
+            accounting = load(model, args.src, **options)
         except ValueError as error:
             raise UserError(str(error)) from error
         tensors = model.state_dict()

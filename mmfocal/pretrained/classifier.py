@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,35 +13,52 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmfocal.engine.safe_loading import CheckpointError
+from mmfocal.engine.safe_loading import CheckpointError, load_checkpoint_file
 
 from .layouts import state_dict_of
-from .loading import load_pretrained
+from .loading import Accounting, load_backbone
+
+_BEHIND_BACKBONE = r'(norm|head|head\.fc)\.(weight|bias)'
 
 
 def load_classifier(
-    model: nn.Module, checkpoint: Mapping[str, Any], source: str = 'the checkpoint'
-) -> None:
+    model: nn.Module,
+    checkpoint: str | Mapping[str, Any],
+    source: str = 'the given state dict',
+    **options: Any,
+) -> Accounting:
     """Loads a file of the authors' classifiers, Focal-fast included, or of Swin Transformer.
 
     Args:
         model: mmpretrain's ``ImageClassifier`` with a backbone of ours that returns and
             normalises its last map, and a ``LinearClsHead``.
-        checkpoint: what the file holds.
-        source: its name, for messages.
+        checkpoint: path, URL, or what such a file holds.
+        source: name of the file, for messages.
+        **options: as for :func:`~mmfocal.pretrained.load_pretrained`.
+
+    Returns:
+        What became of each tensor, under its name in the classifier.
 
     Raises:
         CheckpointError: the file lacks norm and head of a classifier, has other classes, or its
             backbone does not fit, see :func:`~mmfocal.pretrained.load_pretrained`.
     """
-    load_pretrained(model.backbone, checkpoint)
+    if not isinstance(checkpoint, Mapping):
+        source = str(checkpoint)
+        checkpoint = load_checkpoint_file(checkpoint, sha256=options.pop('sha256', None))
     # timm's head holds its linear layer as fc.
-    norm = getattr(model.backbone, f'norm{max(model.backbone.out_indices)}')
     tensors = {
         name.replace('head.fc.', 'head.'): value
         for name, value in state_dict_of(checkpoint, source).items()
     }
-    for name, module in (('norm', norm), ('head', model.head.fc)):
+    accounting = load_backbone(model.backbone, checkpoint, source=source, **options)
+    for what in ('loaded', 'resized', 'new'):
+        setattr(accounting, what, [f'backbone.{name}' for name in getattr(accounting, what)])
+    for name, place in (
+        ('norm', f'backbone.norm{max(model.backbone.out_indices)}'),
+        ('head', 'head.fc'),
+    ):
+        module = model.get_submodule(place)
         part = {entry: tensors.get(f'{name}.{entry}') for entry in ('weight', 'bias')}
         if any(tensor is None for tensor in part.values()):
             raise CheckpointError(
@@ -54,7 +72,13 @@ def load_classifier(
                 'model.head.num_classes to that of the file.'
             )
         module.load_state_dict(part)
-    print_log('Pretrained weights: norm and head of the classifier loaded.', logger='current')
+        accounting.loaded += [f'{place}.{entry}' for entry in part]
+    accounting.new = [name for name in accounting.new if name not in accounting.loaded]
+    accounting.left_out = [
+        name for name in accounting.left_out if not re.fullmatch(_BEHIND_BACKBONE, name)
+    ]
+    print_log(f'Pretrained weights: {accounting}', logger='current')
+    return accounting
 
 
 @HOOKS.register_module()
@@ -69,5 +93,5 @@ class AuthorsClassifierHook(Hook):
         if any(name.startswith('backbone.') for name in state_dict_of(checkpoint, 'load_from')):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        load_classifier(model, checkpoint, str(runner._load_from))
+        load_classifier(model, checkpoint, source=str(runner._load_from))
         checkpoint['state_dict'] = model.state_dict()

@@ -107,10 +107,27 @@ def load_pretrained(
             Swin Transformer, or those of another architecture.
         ValueError: an unknown ``interpolation`` or ``ring``.
     """
+    accounting = load_backbone(
+        model, checkpoint, prefix, map_location, sha256, interpolation, ring
+    )
+    print_log(f'Pretrained weights: {accounting}', logger='current')
+    return accounting
+
+
+def load_backbone(
+    model: FocalTransformer,
+    checkpoint: str | Mapping[str, Any],
+    prefix: str | None = None,
+    map_location: str = 'cpu',
+    sha256: str | None = None,
+    interpolation: str = 'bilinear',
+    ring: str | float = 'normal',
+    source: str = 'the given state dict',
+) -> Accounting:
+    """:func:`load_pretrained` without its log line; ``source`` is the name of a given mapping."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f'interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}')
     check_ring(ring)
-    source = 'the given state dict'
     if not isinstance(checkpoint, Mapping):
         source = str(checkpoint)
         try:
@@ -122,7 +139,6 @@ def load_pretrained(
     weights = read_weights(checkpoint, source, prefix)
     fitted, accounting = _fit(model, weights, source, interpolation, ring)
     model.load_state_dict(fitted, strict=False)
-    print_log(f'Pretrained weights: {accounting}', logger='current')
     return accounting
 
 
