@@ -46,7 +46,11 @@ def main() -> None:
     settings.set_work_dir(cfg, args.work_dir)
     if args.auto_scale_lr:
         settings.set_auto_scale_lr(cfg)
-    notes = [settings.set_resume(cfg, args.resume), settings.set_precision(cfg, args.amp)]
+    notes = [
+        settings.set_resume(cfg, args.resume),
+        settings.set_precision(cfg, args.amp),
+        settings.set_reliability(cfg),
+    ]
     for note in filter(None, notes if is_first_process() else []):
         print(note)
     settings.set_launcher(cfg, args.launcher)

@@ -9,13 +9,17 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, sync_random_seed
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
-from mmfocal.errors import UserError
+from mmfocal.errors import UserError, is_first_process
 
+from . import checkpoints, loops, run_state  # noqa: F401  the latter two register themselves
 from .safe_loading import load_checkpoint_file
+
+# mmengine's loops, and those that can go on anywhere.
+LOOPS = {kind: f'Resumable{kind}' for kind in ('EpochBasedTrainLoop', 'IterBasedTrainLoop')}
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
@@ -97,40 +101,67 @@ def set_precision(cfg: Config, amp: bool) -> str | None:
 
 
 def set_resume(cfg: Config, resume: str | None) -> str | None:
-    """``'auto'`` goes on from the newest checkpoint of the work folder, a path from that file.
+    """``'auto'`` goes on from the newest whole checkpoint of the work folder, a path from there.
 
     A work folder without any checkpoint starts a new run, so that a job on a cluster may always be
-    given ``--resume``.
+    given ``--resume``. Without ``resume``, checkpoints of an earlier run are moved to a folder of
+    their own, since a new run would write over them.
 
     Returns:
         A note for the user, or None.
 
     Raises:
-        UserError: the file is not there, or the folder holds checkpoints, but not the file that
-            names the newest. mmengine would train from the start, over those files.
+        UserError: the file is not there, or no checkpoint of the folder is whole.
     """
     if resume is None:
-        return None
-    if resume == 'auto':
-        # mmengine leaves the name in a file of the work folder.
-        checkpoint = find_latest_checkpoint(cfg.work_dir)
-        if checkpoint is None:
-            if not list(Path(cfg.work_dir).glob('*.pth')):
-                return f'--resume: {cfg.work_dir} holds no checkpoint yet; this is a new run.'
-            raise UserError(
-                f'--resume: {os.path.abspath(cfg.work_dir)} holds checkpoints, but no file '
-                'last_checkpoint that names the newest. Give the path of one: --resume FILE.'
-            )
-    else:
-        checkpoint = resume
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
-        raise UserError(
-            f'--resume: there is no file {checkpoint} (looked for {os.path.abspath(checkpoint)}). '
-            'Give the path of a checkpoint that is there; without a path, --resume takes the one '
-            'that last_checkpoint in the work folder names.'
+        aside = checkpoints.set_aside(cfg.work_dir) if is_first_process() else None
+        return aside and (
+            f'{cfg.work_dir} held checkpoints of an earlier run. They are in {aside} now; to go '
+            'on with that run, move them back and add --resume.'
         )
-    cfg.resume = True
-    cfg.load_from = checkpoint
+    if resume == 'auto':
+        # Every process looks for itself, and finds the same.
+        checkpoint, notes = checkpoints.newest_whole(cfg.work_dir)
+        if checkpoint is None:
+            return f'--resume: {cfg.work_dir} holds no checkpoint yet; this is a new run.'
+        cfg.resume, cfg.load_from = True, str(checkpoint)
+        return '\n'.join(f'--resume: {note}' for note in notes) or None
+    if '://' not in resume and not os.path.isfile(resume):
+        raise UserError(
+            f'--resume: there is no file {resume} (looked for {os.path.abspath(resume)}). Give '
+            'the path of a checkpoint that is there; without a path, --resume takes the newest '
+            'whole one of the work folder.'
+        )
+    cfg.resume, cfg.load_from = True, resume
+    return None
+
+
+def set_reliability(cfg: Config) -> str | None:
+    """Lets the run be killed at any moment and go on as if it had not been.
+
+    mmengine's training loops and its hook for checkpoints are replaced by our own, see
+    :mod:`~mmfocal.engine.loops`, :mod:`~mmfocal.engine.checkpoints` and
+    :mod:`~mmfocal.engine.run_state`. Loops of others are left alone.
+
+    Returns:
+        A note for the user, or None.
+    """
+    hooks = cfg.setdefault('default_hooks', {})
+    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
+    if checkpoint is not None and checkpoint.get('type', 'CheckpointHook') == 'CheckpointHook':
+        hooks['checkpoint'] = dict(checkpoint, type='WholeCheckpointHook')
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='RunStateHook')]
+
+    settings = cfg.train_cfg
+    if 'type' not in settings:
+        settings.type = f'{"Epoch" if settings.pop("by_epoch", True) else "Iter"}BasedTrainLoop'
+    kind = settings.type
+    if kind not in LOOPS:
+        return (
+            f'train_cfg.type is {kind}: after --resume, this run may not go on exactly as it '
+            f'would have. Loops that can: {", ".join(LOOPS)}.'
+        )
+    settings.type = LOOPS[kind]
     return None
 
 

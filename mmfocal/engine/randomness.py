@@ -1,0 +1,43 @@
+"""Random numbers that follow from where a run is, so that a resumed run draws the same ones.
+
+mmengine saves no generator, and restoring one would not help: loaders draw from it at moments that
+differ after a restart. Here every sample and every iteration has a seed of its own, derived from
+the run's seed and the position alone.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derived_seed(seed: int, *position: int) -> int:
+    """A seed of 63 bits for a position, such as (rank, iteration), of the run with ``seed``."""
+    state = np.random.SeedSequence([seed, *position]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds Python's, NumPy's and PyTorch's generators, on GPUs too."""
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the generators of this process's CPU, and puts them back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
