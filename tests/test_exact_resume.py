@@ -4,22 +4,26 @@ import errno
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from itertools import count
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
-from mmengine.evaluator import BaseMetric
 from torch import nn
 
 from mmfocal.engine import install_safe_loading, settings
-from mmfocal.engine.checkpoints import newest_whole
+from mmfocal.engine.checkpoints import AtomicBackend, newest_whole
 from mmfocal.engine.data_loader import stop_workers
 from mmfocal.engine.safe_loading import load_checkpoint_file
 from mmfocal.errors import UserError
@@ -32,7 +36,7 @@ SAMPLES, BATCH = 14, 3  # the last batch of an epoch is smaller
 class NoisyDataset(BaseDataset):
     """Samples with noise of all three generators, as augmentation draws from them."""
 
-    METAINFO = dict(classes=('a',))
+    METAINFO: ClassVar[dict] = dict(classes=('a',))
 
     def load_data_list(self):
         return [dict(number=number) for number in range(SAMPLES)]
@@ -199,3 +203,182 @@ def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path, whole, by_epoch, wor
         train(config(tmp_path, by_epoch, workers, killer))
     train(config(tmp_path, by_epoch, workers), resume=True)
     assert_equal(final(tmp_path), whole[by_epoch])
+
+
+def test_gradients_that_wait_for_a_step_survive(tmp_path):
+    options = {
+        'optim_wrapper.accumulative_counts': 3,
+        'param_scheduler': [],
+        'default_hooks.checkpoint.interval': 4,  # in the middle of three
+    }
+    train(config(tmp_path / 'whole', False, **options))
+    with pytest.raises(Killed):
+        train(config(tmp_path / 'killed', False, killer=('train', 9), **options))
+    saved = load_checkpoint_file(tmp_path / 'killed/iter_8.pth')
+    assert saved['mmfocal_run']['gradients'].keys() == dict(ToyModel().named_parameters()).keys()
+    train(config(tmp_path / 'killed', False, **options), resume=True)
+    assert_equal(final(tmp_path / 'killed'), final(tmp_path / 'whole'))
+
+
+@pytest.mark.parametrize('when, name', [('train', 'iter_7.pth'), ('val', 'iter_10.pth')])
+def test_request_to_end_saves_between_checkpoints(tmp_path, whole, when, name):
+    @HOOKS.register_module(force=True)
+    class Preempted(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if (when, runner.iter) == ('train', 6):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            if (when, runner.iter) == ('val', 10):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = config(tmp_path, True, 2)
+    cfg.custom_hooks.append(dict(type='Preempted'))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        train(cfg)
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert newest_whole(tmp_path)[0].name == name  # epochs have 5 iterations
+    train(config(tmp_path, True, 2), resume=True)
+    assert_equal(final(tmp_path), whole[True])
+
+
+# --- Files ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """Work folder of a run by iterations with checkpoints behind 4, 8 and 12 of 20."""
+    folder = tmp_path / 'run'
+    with pytest.raises(Killed):
+        train(config(folder, False, killer=('train', 13)))
+    return folder
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b'')
+
+
+@pytest.mark.parametrize('damage', [cut_off, flip_a_bit, empty, Path.unlink])
+def test_older_checkpoint_takes_the_place_of_a_damaged_one(killed, whole, damage):
+    newest = killed / 'iter_12.pth'
+    damage(newest)
+    path, notes = newest_whole(killed)
+    assert path.name == 'iter_8.pth'
+    assert newest.exists() == any('iter_12.pth is passed over' in note for note in notes)
+    newest.unlink(missing_ok=True)
+    train(config(killed, False), resume=True)
+    assert_equal(final(killed), whole[False])
+
+
+@pytest.mark.parametrize('content', [None, '', '/elsewhere/iter_4.pth'])
+def test_run_goes_on_in_a_moved_folder(killed, whole, content, tmp_path):
+    moved = tmp_path / 'moved'
+    shutil.move(killed, moved)
+    name = moved / 'last_checkpoint'
+    name.unlink() if content is None else name.write_text(content)
+    train(config(moved, False), resume=True)
+    assert_equal(final(moved), whole[False])
+
+
+def test_without_a_whole_checkpoint_nothing_is_begun_anew(killed):
+    for path in killed.glob('*.pth'):
+        cut_off(path)
+    with pytest.raises(UserError, match=r'(?s)no checkpoint that is whole.*iter_12.*iter_4'):
+        train(config(killed, False), resume=True)
+
+
+def test_new_run_moves_checkpoints_of_an_earlier_one_aside(killed):
+    before = {path.name: path.read_bytes() for path in killed.glob('*.pth')}
+    cfg = config(killed, False)
+    note = settings.set_resume(cfg, None)
+    (aside,) = killed.glob('earlier_*')
+    assert str(aside) in note
+    assert {path.name: path.read_bytes() for path in aside.glob('*.pth')} == before
+    assert not list(killed.glob('*.pth')) and settings.set_resume(cfg, 'auto') is not None
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS])
+def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch, number):
+    real, written = os.fsync, []
+
+    def fsync(descriptor):
+        written.append(descriptor)
+        if len(written) > 6:  # each checkpoint has a file and its folder
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(UserError, match=f'could not be written: {os.strerror(number)}'):
+        train(config(tmp_path, False))
+    monkeypatch.undo()
+    path, notes = newest_whole(tmp_path)
+    assert path.name == 'iter_12.pth' and not notes
+    assert not list(tmp_path.glob('.*'))  # nothing half
+
+
+def test_two_checkpoints_are_kept_at_any_moment(tmp_path, monkeypatch):
+    seen = []
+    remove = AtomicBackend.remove
+
+    def removed(self, path):
+        remove(self, path)
+        seen.append(sorted(file.name for file in tmp_path.glob('iter_*.pth')))
+
+    monkeypatch.setattr(AtomicBackend, 'remove', removed)
+    options = {'default_hooks.checkpoint.max_keep_ckpts': 1}
+    train(config(tmp_path, False, **options))
+    assert seen == [
+        ['iter_12.pth', 'iter_8.pth'],
+        ['iter_12.pth', 'iter_16.pth'],
+        ['iter_16.pth', 'iter_20.pth'],
+    ]
+
+
+# --- What is compared -----------------------------------------------------------------------
+
+
+def test_other_data_is_told(killed, monkeypatch, caplog):
+    monkeypatch.setattr(NoisyDataset, 'load_data_list', lambda self: [dict(number=0)] * 30)
+    cfg = config(killed, False)
+    train(cfg, resume=True)
+    log = next(killed.glob('*/*.log')).read_text() + ''.join(
+        path.read_text() for path in killed.glob('*/*.log')
+    )
+    assert 'had 5 batches of each process' in log and 'this one has 10' in log
+
+
+def test_loops_of_others_are_left_alone(tmp_path):
+    cfg = config(tmp_path, True)
+    cfg.train_cfg = dict(type='MyLoop', by_epoch=True)
+    assert 'MyLoop' in settings.set_reliability(cfg)
+    assert cfg.train_cfg == dict(type='MyLoop', by_epoch=True)
+
+
+def test_empty_data_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(NoisyDataset, 'load_data_list', lambda self: [dict(number=0)])
+    cfg = config(tmp_path, False)
+    cfg.train_dataloader.update(sampler=dict(type='DefaultSampler', shuffle=True), drop_last=True)
+    with pytest.raises(UserError, match='gives no batch'):
+        train(cfg)
+
+
+def test_real_runs_are_killed_and_end_equal():
+    """A short version of the script, which kills sixty runs."""
+    script = Path(__file__).with_name('kill_and_resume.py')
+    command = [sys.executable, script, '--aimed', '2', '--random', '1']
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = result.stdout.splitlines()[2:]
+    assert len(rows) == 3 and all(row.endswith('| yes |') for row in rows)

@@ -286,7 +286,11 @@ def test_missing_data_is_told_without_a_trace(monkeypatch, capsys, tmp_path):
     [
         ('train.py', ['focal_maskrcn_3x.py'], 'configs/mmdet/focal_maskrcnn_3x.py'),
         ('train.py', ['focal_maskrcnn_shapes', '--resume', 'no.pth'], 'there is no file no.pth'),
-        ('train.py', ['focal_maskrcnn_shapes', '--resume', '--work-dir', '.'], '--resume FILE'),
+        (
+            'train.py',
+            ['focal_maskrcnn_shapes', '--resume', '--work-dir', '.'],
+            'iter_5.pth is passed',
+        ),
         ('train.py', ['focal_maskrcnn_shapes', '--auto-scale-lr'], 'base_batch_size'),
         (
             'train.py',
@@ -305,7 +309,7 @@ def test_wrong_arguments_are_told_without_a_trace(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('MMFOCAL_CACHE', str(tmp_path))
     monkeypatch.setattr('mmfocal.datasets.shapes.NUM_IMAGES', dict(train=1, val=1))
-    (tmp_path / 'old.pth').touch()  # of a run whose last_checkpoint was lost
+    (tmp_path / 'iter_5.pth').touch()  # of a run that was killed while it wrote
     assert expected in fails(monkeypatch, capsys, tool, *args)
 
 

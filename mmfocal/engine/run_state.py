@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
@@ -109,18 +109,25 @@ class RunStateHook(Hook):
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Saves and ends if asked to."""
-        self._end_if_asked(runner, runner.iter + 1)
+        if self._is_to_end():
+            self._end(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         """Likewise; the validation is made up for later."""
-        self._end_if_asked(runner, runner.iter)
+        if self._is_to_end():
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    # It has put averages in the place of the weights, which saving counts on.
+                    hook._swap_ema_parameters()
+            self._end(runner, runner.iter)
 
-    def _end_if_asked(self, runner: Runner, iteration: int) -> None:
+    def _is_to_end(self) -> bool:
         asked = torch.tensor(int(self.asked_to_end))
         if get_world_size() > 1:
             all_reduce(asked, 'max')  # the signal reaches processes at different iterations
-        if not asked:
-            return
+        return bool(asked)
+
+    def _end(self, runner: Runner, iteration: int) -> None:
         hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         out_dir = (hooks[0].out_dir if hooks else None) or runner.work_dir
         name = f'iter_{iteration}.pth'
