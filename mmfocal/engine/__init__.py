@@ -3,11 +3,13 @@
 from typing import Any
 
 from .config import load_config
-from .preflight import MissingDataError, check_data
+from .preflight import BadDataError, MissingDataError, check_contents, check_data
 
 __all__ = [
+    'BadDataError',
     'CheckpointError',
     'MissingDataError',
+    'check_contents',
     'check_data',
     'install_safe_loading',
     'load_checkpoint_file',
