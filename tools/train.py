@@ -34,6 +34,11 @@ def parse_args() -> argparse.Namespace:
         action='store_false',
         help='train without the look into annotations and pictures that tools/check_data.py takes',
     )
+    parser.add_argument(
+        '--skip-bad-samples',
+        action='store_true',
+        help='train without samples that cannot be loaded, each with a line in the log',
+    )
     parser.add_argument('--seed', type=int, help='default: of the config, or drawn and recorded')
     add_common_options(parser)
     args = parser.parse_args()
@@ -50,7 +55,7 @@ def main() -> None:
             for line in check_contents(cfg, ('train', 'val')):
                 print(line)
 
-    from mmfocal.engine import install_safe_loading, settings
+    from mmfocal.engine import install_safe_loading, install_sample_errors, settings
 
     settings.set_work_dir(cfg, args.work_dir)
     if args.auto_scale_lr:
@@ -61,6 +66,7 @@ def main() -> None:
     settings.set_launcher(cfg, args.launcher)
     settings.set_seed(cfg, args.seed)
     install_safe_loading()
+    install_sample_errors(skip=args.skip_bad_samples)
     settings.build_runner(cfg).train()
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 import time
 import warnings
 from array import array
@@ -788,27 +789,50 @@ def _note_mode(path: str, image: Image.Image, pictures: Pictures, findings: Find
 
 def _open(path: str, deep: bool, findings: Findings) -> Image.Image | None:
     """A picture's header, or the picture; reports one that cannot be read."""
-    kind = 'pictures that cannot be read'
     try:
-        size = os.path.getsize(path)
-        if size == 0:
-            findings.error(kind, f'{path}: is empty (0 bytes).')
-            return None
+        return _read(path, deep)
+    except ValueError as error:
+        findings.error('pictures that cannot be read', f'{path}: {error}')
+    except Image.DecompressionBombError:
+        findings.note('huge pictures', f'{path}: is too large to be looked at.')
+    return None
+
+
+def why_unreadable(path: str) -> str | None:
+    """Why a picture cannot be decoded, as part of a sentence; None if it can."""
+    try:
+        _read(path, deep=True)
+    except ValueError as error:
+        return str(error)
+    except Image.DecompressionBombError:
+        return 'is too large.'
+    return None
+
+
+def _read(path: str, deep: bool) -> Image.Image:
+    """A picture's header, or the picture.
+
+    Raises:
+        ValueError: what is wrong with it.
+        DecompressionBombError: it is too large to be decoded.
+    """
+    try:
+        if os.path.getsize(path) == 0:
+            raise ValueError('is empty (0 bytes).')
+        with open(path, 'rb') as file:
+            start = file.read(16)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # large pictures, and odd tags, are no news here
             with Image.open(path) as image:
                 if deep or not _has_end(path, image.format):
                     image.load()
                 return image
+    except FileNotFoundError:
+        raise ValueError('is missing.') from None
     except Image.UnidentifiedImageError:
-        with open(path, 'rb') as file:
-            start = file.read(16)
-        findings.error(kind, f'{path}: is no picture; it begins with {start!r}.')
-    except Image.DecompressionBombError:
-        findings.note('huge pictures', f'{path}: is too large to be looked at.')
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        findings.error(kind, f'{path}: is cut off or damaged ({error}).')
-    return None
+        raise ValueError(f'is no picture; it begins with {start!r}.') from None
+    except (OSError, SyntaxError, EOFError, struct.error) as error:
+        raise ValueError(f'is cut off or damaged ({error}).') from None
 
 
 def _has_end(path: str, form: str | None) -> bool:

@@ -225,7 +225,7 @@ def _pictures(steps: Iterable[dict], min_size: int) -> Pictures:
     """How transforms load and resize pictures."""
     load, bounds = {}, []
     for step in steps:
-        if step.get('type', '').endswith('LoadImageFromFile'):
+        if _kind(step).endswith('LoadImageFromFile'):
             load = step
         if not step.get('keep_ratio'):
             continue

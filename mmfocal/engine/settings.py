@@ -15,6 +15,7 @@ from mmengine.utils import import_modules_from_strings
 from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
 from mmfocal.errors import UserError
 
+from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
 
 
@@ -199,6 +200,7 @@ def build_runner(cfg: Config) -> Runner:
     except ImportError as error:
         raise UserError(str(error)) from error
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(NonFiniteHook())
     if cfg.get('resume'):
         for module in runner.model.modules():
             init_cfg = getattr(module, 'init_cfg', None)
