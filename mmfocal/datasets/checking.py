@@ -52,6 +52,8 @@ MAX_SECONDS = 10.0  # for the sampled files of a data set, on a slow disk
 CHUNK = 10_000  # annotations whose polygons are looked at together
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright, from 5 on sides are swapped
 IGNORED_LABEL = 255
+# What PNG, JPEG, GIF, WebP and TIFF files begin with.
+SIGNATURES = (b'\x89PNG', b'\xff\xd8', b'GIF8', b'RIFF', b'II*\0', b'MM\0*')
 # Ways of storing pixels that loaders convert to three channels of 8 bits.
 CONVERTED = {
     'CMYK': 'CMYK',
@@ -111,6 +113,22 @@ class Findings:
             if count[0] > len(examples):
                 lines.append(f'{word}: {kind}: {count[0] - len(examples):,} more')
         return lines
+
+
+class Header(NamedTuple):
+    """What is known of a picture without its pixels.
+
+    Attributes:
+        size: width and height in pixels, as stored.
+        mode: of its pixels, as Pillow names it.
+        orientation: of EXIF, 1 to 8; 1 is upright.
+        is_animated: whether it has several frames.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    orientation: int
+    is_animated: bool
 
 
 class Counts(NamedTuple):
@@ -313,22 +331,22 @@ def _check_categories(
         return names
     listed = [name for name in names.values() if name in data.classes]
     absent = [name for name in data.classes if name not in listed]
-    repair = (
-        'mmdet numbers labels by the order of the file, so that classes would take the names of '
-        f'others. Set metainfo=dict(classes={tuple(listed or names.values())!r}) in every data '
-        'set of the config, and num_classes of the heads to their number.'
-    )
+    numbers = 'mmdet numbers labels by the order of the file, so that classes would be mixed up.'
     if absent:
         findings.error(
             'class names',
             f'{data.annotations}: has no categories named {_some(map(repr, absent))}, which the '
-            f'config lists as classes; it has {_some(map(repr, names.values()))}. {repair}',
+            f'config lists as classes; it has {_some(map(repr, names.values()))}. {numbers} '
+            'Correct metainfo=dict(classes=...) in every data set of the config, and num_classes '
+            'of the heads.',
         )
     elif listed != list(data.classes):
         findings.error(
             'class names',
             f'{data.annotations}: its categories stand in another order than the classes of the '
-            f'config: {_some(map(repr, listed))}, not {_some(map(repr, data.classes))}. {repair}',
+            f'config: {_some(map(repr, listed))}, not {_some(map(repr, data.classes))}. {numbers} '
+            'Set metainfo=dict(classes=...) of every data set of the config to the names in the '
+            "file's order.",
         )
     for name in names.values():
         if name not in data.classes and not absent:
@@ -723,11 +741,16 @@ def _check_picture(
     findings: Findings,
 ) -> None:
     """Reads a picture's header, or all of it, and compares its size with the annotations."""
-    image = _open(path, deep, findings)
-    if image is None:
+    try:
+        header = _read(path, deep)[0]
+    except ValueError as error:
+        findings.error('pictures that cannot be read', f'{path}: {error}')
         return
-    width, height = image.size
-    orientation = _orientation(image) if pictures.turns else 1
+    except Image.DecompressionBombError:
+        findings.note('huge pictures', f'{path}: is too large to be looked at.')
+        return
+    width, height = header.size
+    orientation = header.orientation if pictures.turns else 1
     if orientation >= 5:
         width, height = height, width
     if declared is not None and (width, height) != declared:
@@ -761,14 +784,15 @@ def _check_picture(
         )
     elif short < max(pictures.min_size, 8):
         findings.note('tiny pictures', f'{path}: has {width}x{height} pixels (width x height).')
-    _note_mode(path, image, pictures, findings)
+    _note_mode(path, header, pictures, findings)
 
 
-def _note_mode(path: str, image: Image.Image, pictures: Pictures, findings: Findings) -> None:
-    if getattr(image, 'is_animated', False):
+def _note_mode(path: str, header: Header, pictures: Pictures, findings: Findings) -> None:
+    """Says how a picture's pixels are stored, if not as everyone's are."""
+    if header.is_animated:
         findings.note('animated pictures', f'{path}: is animated; its first frame is used.')
-    is_deep = image.mode.startswith('I')
-    if image.mode == 'F':
+    is_deep = header.mode.startswith('I')
+    if header.mode == 'F':
         findings.error(
             'pictures of floating point numbers',
             f'{path}: its pixels are floating point numbers; expected 8 or 16 bits a channel.',
@@ -779,23 +803,12 @@ def _note_mode(path: str, image: Image.Image, pictures: Pictures, findings: Find
             f"{path}: has 16 bits a pixel, which imdecode_backend='pillow' clips to white. Leave "
             "it out, or set it to 'cv2'.",
         )
-    elif is_deep or image.mode in CONVERTED:
-        how = '16-bit gray' if is_deep else CONVERTED[image.mode]
+    elif is_deep or header.mode in CONVERTED:
+        how = '16-bit gray' if is_deep else CONVERTED[header.mode]
         findings.note(
             f'pictures {how}',
             f'{path}: is {how}; it is converted to three channels of 8 bits.',
         )
-
-
-def _open(path: str, deep: bool, findings: Findings) -> Image.Image | None:
-    """A picture's header, or the picture; reports one that cannot be read."""
-    try:
-        return _read(path, deep)
-    except ValueError as error:
-        findings.error('pictures that cannot be read', f'{path}: {error}')
-    except Image.DecompressionBombError:
-        findings.note('huge pictures', f'{path}: is too large to be looked at.')
-    return None
 
 
 def why_unreadable(path: str) -> str | None:
@@ -809,8 +822,12 @@ def why_unreadable(path: str) -> str | None:
     return None
 
 
-def _read(path: str, deep: bool) -> Image.Image:
-    """A picture's header, or the picture.
+def _read(path: str, deep: bool) -> tuple[Header, np.ndarray | None]:
+    """A picture's header, and its pixels if it was decoded.
+
+    Args:
+        path: of the file.
+        deep: whether it is decoded; without, that is done only where its end is missing.
 
     Raises:
         ValueError: what is wrong with it.
@@ -824,12 +841,17 @@ def _read(path: str, deep: bool) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # large pictures, and odd tags, are no news here
             with Image.open(path) as image:
+                pixels = None
+                animated = getattr(image, 'is_animated', False)
+                header = Header(image.size, image.mode, _orientation(image), animated)
                 if deep or not _has_end(path, image.format):
-                    image.load()
-                return image
+                    pixels = np.asarray(image)
+                return header, pixels
     except FileNotFoundError:
         raise ValueError('is missing.') from None
     except Image.UnidentifiedImageError:
+        if start.startswith(SIGNATURES):
+            raise ValueError('is damaged: it begins as a picture, but has no header.') from None
         raise ValueError(f'is no picture; it begins with {start!r}.') from None
     except (OSError, SyntaxError, EOFError, struct.error) as error:
         raise ValueError(f'is cut off or damaged ({error}).') from None
@@ -906,28 +928,28 @@ def _check_label_map(
     path: str, label_map: str, data: SegmentationData, findings: Findings
 ) -> None:
     """Decodes a label map and compares it with its picture and the classes."""
-    labels = _open(label_map, True, findings)
-    if labels is None:
+    try:
+        header, values = _read(label_map, deep=True)
+    except (ValueError, Image.DecompressionBombError) as error:
+        findings.error('label maps that cannot be read', f'{label_map}: {error}')
         return
-    values = np.asarray(labels)
     if values.ndim != 2:
         findings.error(
             'label maps of several channels',
             f'{label_map}: expected one channel of labels, got {values.shape[2]} '
-            f'(mode {labels.mode}).',
+            f'(mode {header.mode}).',
         )
         return
     try:
-        with Image.open(path) as image:
-            size = image.size
-            if data.pictures.turns and _orientation(image) >= 5:
-                size = size[::-1]
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        size = labels.size  # reported with the pictures
-    if labels.size != size:
+        about, _ = _read(path, deep=False)
+    except (ValueError, Image.DecompressionBombError):
+        about = header  # reported with the pictures
+    turns = data.pictures.turns and about.orientation >= 5
+    size = about.size[::-1] if turns else about.size
+    if header.size != size:
         findings.error(
             'label maps of another size than their pictures',
-            f'{label_map}: has {labels.size[0]}x{labels.size[1]} pixels (width x height), its '
+            f'{label_map}: has {header.size[0]}x{header.size[1]} pixels (width x height), its '
             f'picture {size[0]}x{size[1]}.',
         )
     if data.num_classes is None:

@@ -154,6 +154,7 @@ def _find_cause(runner: Runner, wrapper: OptimWrapper, batch: Any) -> str:
     handles = [
         module.register_forward_hook(_watcher(name, found), with_kwargs=True)
         for name, module in model.named_modules()
+        if name  # what the model itself gives are the losses
     ]
     try:
         # Compiled blocks would run without the hooks.
@@ -195,7 +196,7 @@ def _watcher(name: str, found: list[str]) -> Callable[..., None]:
         inputs = [x.abs().max().item() for x in _tensors((args, kwargs)) if x.numel()]
         given = f'from inputs of at most {max(inputs):.3g}' if inputs else 'without inputs'
         found.append(
-            f'The first layer whose output is not finite is {name or "the model itself"} '
+            f'The first layer whose output is not finite is {name} '
             f'({type(module).__name__}): {wrong} of {bad[0].numel()} values of '
             f'{str(bad[0].dtype).removeprefix("torch.")}, {given}.'
         )
@@ -235,19 +236,23 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     elif isinstance(values, Mapping):
         for value in values.values():
             yield from _tensors(value)
-    elif isinstance(values, Sequence) and not isinstance(values, str | bytes):
+    elif _is_list(values):
         for value in values:
             yield from _tensors(value)
 
 
 def _files(batch: Any) -> list[str]:
     """Paths of the pictures of a batch."""
+    file = getattr(batch, 'img_path', None)
+    if isinstance(file, str):
+        return [file]
     if isinstance(batch, Mapping):
         batch = list(batch.values())
-    if isinstance(batch, list | tuple):
-        return [file for part in batch for file in _files(part)]
-    file = getattr(batch, 'img_path', None)
-    return [file] if isinstance(file, str) else []
+    return [file for part in batch for file in _files(part)] if _is_list(batch) else []
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _some(names: Sequence[str]) -> str:

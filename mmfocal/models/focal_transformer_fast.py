@@ -88,8 +88,7 @@ class FocalTransformerFast(FocalTransformer):
             return 0, 0
         if not is_sequence(sizes) or len(sizes) <= stage:
             raise ValueError(
-                'stored_map_sizes must have one entry for each stage, or be None, got '
-                f'{sizes!r}'
+                f'stored_map_sizes must have one entry for each stage, or be None, got {sizes!r}'
             )
         size = sizes[stage]
         if size is None:
