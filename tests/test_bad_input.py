@@ -913,6 +913,51 @@ def test_layers_are_named_in_compiled_models_too(tmp_path, monkeypatch):
     assert stances == ['force_eager']
 
 
+TWO_PROCESSES = """
+import os, sys, torch
+from pathlib import Path
+from mmengine.dist import all_reduce
+from mmfocal.errors import user_errors_without_trace
+from test_bad_input import Regressor, train
+
+class Averaging(Regressor):
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        losses = super().forward(inputs, data_samples, mode)
+        count = torch.ones(())
+        all_reduce(count)  # as detectors count their samples; hangs if one process comes alone
+        return {name: loss / count for name, loss in losses.items()}
+
+torch.distributed.init_process_group('gloo')
+rank = torch.distributed.get_rank()
+from mmengine.model import MMDistributedDataParallel
+with user_errors_without_trace():
+    wrapped = MMDistributedDataParallel(Averaging(), find_unused_parameters=True)
+    train(Path(sys.argv[1]), wrapped, value=-1.0 if rank == 1 else 1.0)
+"""
+
+
+def test_all_processes_stop_at_the_loss_of_one(tmp_path):
+    script = tmp_path / 'run.py'
+    script.write_text(TWO_PROCESSES)
+    result = subprocess.run(
+        [
+            *(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2'),
+            *('--master_port=0', '--standalone', str(script), str(tmp_path / 'work')),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **os.environ,
+            'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
+            'OMP_NUM_THREADS': '1',
+        },
+    )
+    assert 'is score (Logarithm)' in result.stderr, result.stderr[-3000:]
+    assert result.stderr.count('Training stopped in iteration 3') == 1
+    assert [path.name for path in (tmp_path / 'work').glob('*.pth')] == ['iter_2.pth']
+
+
 def test_every_run_has_the_hook(tmp_path):
     from mmfocal.engine.settings import build_runner
 

@@ -15,6 +15,7 @@ ends the process for such as are not finite.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import time
 import warnings
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -47,7 +49,7 @@ MAX_SHARE = 0.01
 # about 1e8 on it ends the process.
 MAX_COORDINATE = 1e5
 # Sampled per data set: headers of pictures, and label maps, which have to be decoded.
-MAX_HEADERS, MAX_LABEL_MAPS = 2000, 200
+MAX_HEADERS, MAX_LABEL_MAPS = 10_000, 200
 MAX_SECONDS = 10.0  # for the sampled files of a data set, on a slow disk
 CHUNK = 10_000  # annotations whose polygons are looked at together
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright, from 5 on sides are swapped
@@ -284,7 +286,8 @@ def _read_json(path: str, findings: Findings) -> dict[str, list] | None:
     """The three lists of COCO's form, None if they are not there."""
     kind = 'annotation files that cannot be read'
     try:
-        content = json.loads(Path(path).read_bytes())
+        with _no_garbage_collection():
+            content = json.loads(Path(path).read_bytes())
     except OSError as error:
         findings.error(kind, f'{path}: cannot be read: {error.strerror or error}.')
         return None
@@ -303,6 +306,18 @@ def _read_json(path: str, findings: Findings) -> dict[str, list] | None:
             came = _short(value) if name in content else 'no such key'
             findings.error(kind, f'{path}: expected a list under {name!r}, got {came}.')
     return lists if all(isinstance(value, list) for value in lists.values()) else None
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """It would look through all the new objects again and again: half of the time for COCO."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _check_categories(
