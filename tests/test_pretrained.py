@@ -18,7 +18,8 @@ from mmfocal.engine.safe_loading import CheckpointError
 from mmfocal.engine.saving import save_tensors
 from mmfocal.errors import UserError
 from mmfocal.geometry import FocalGeometry
-from mmfocal.models.focal_transformer import ARCH_SETTINGS, PatchMerging
+from mmfocal.models.arguments import ARCH_SETTINGS
+from mmfocal.models.focal_transformer import PatchMerging
 from mmfocal.ops import available_backends, why_not
 from mmfocal.pretrained import load_pretrained, read_weights, resizing
 

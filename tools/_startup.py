@@ -52,8 +52,8 @@ def light_imports() -> Iterator[None]:
             del sys.modules['mmfocal']
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Options that training and testing share."""
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The option that changes values of a config."""
     from mmengine.config import DictAction
 
     parser.add_argument(
@@ -63,6 +63,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='change values of the config: a.b=1 c.0.d="[(1, 2)]"',
     )
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Options that training and testing share."""
+    add_config_options(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch's old launcher gives one of the two, torchrun sets the environment itself.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)

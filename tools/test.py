@@ -42,7 +42,7 @@ def main() -> None:
         cfg = load_config(args.config, args.cfg_options)
         check_data(cfg, ('test',))
 
-    from mmfocal.engine import install_safe_loading, settings
+    from mmfocal.engine import install_safe_loading, install_sample_errors, settings
     from mmfocal.engine.results import set_predictions_file, set_visualization, write_metrics
 
     settings.set_work_dir(cfg, args.work_dir)
@@ -56,6 +56,7 @@ def main() -> None:
     settings.set_launcher(cfg, args.launcher)
     settings.set_seed(cfg)
     install_safe_loading()
+    install_sample_errors()
     metrics = settings.build_runner(cfg).test()
     if args.out:
         write_metrics(args.out, metrics, args.config, args.checkpoint)

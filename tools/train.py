@@ -7,7 +7,7 @@ from _startup import add_common_options, check_installation, light_imports
 
 check_installation()
 with light_imports():
-    from mmfocal.engine import check_data, load_config
+    from mmfocal.engine import check_contents, check_data, load_config
     from mmfocal.errors import is_first_process, user_errors_without_trace
 
 
@@ -28,6 +28,17 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate to the number of images a step',
     )
+    parser.add_argument(
+        '--no-data-check',
+        dest='data_check',
+        action='store_false',
+        help='train without the look into annotations and pictures that tools/check_data.py takes',
+    )
+    parser.add_argument(
+        '--skip-bad-samples',
+        action='store_true',
+        help='train without samples that cannot be loaded, each with a line in the log',
+    )
     parser.add_argument('--seed', type=int, help='default: of the config, or drawn and recorded')
     add_common_options(parser)
     args = parser.parse_args()
@@ -40,8 +51,11 @@ def main() -> None:
     with light_imports():
         cfg = load_config(args.config, args.cfg_options)
         check_data(cfg, ('train', 'val'))
+        if args.data_check and is_first_process():
+            for line in check_contents(cfg, ('train', 'val')):
+                print(line)
 
-    from mmfocal.engine import install_safe_loading, settings
+    from mmfocal.engine import install_safe_loading, install_sample_errors, settings
 
     settings.set_work_dir(cfg, args.work_dir)
     if args.auto_scale_lr:
@@ -56,6 +70,7 @@ def main() -> None:
     settings.set_launcher(cfg, args.launcher)
     settings.set_seed(cfg, args.seed)
     install_safe_loading()
+    install_sample_errors(skip=args.skip_bad_samples)
     settings.build_runner(cfg).train()
 
 

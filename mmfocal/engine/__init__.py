@@ -1,15 +1,18 @@
-"""What runs need beyond mmengine: safe loading and checks before the start."""
+"""What runs need beyond mmengine: safe loading, checks before the start and on the way."""
 
 from typing import Any
 
 from .config import load_config
-from .preflight import MissingDataError, check_data
+from .preflight import BadDataError, MissingDataError, check_contents, check_data
 
 __all__ = [
+    'BadDataError',
     'CheckpointError',
     'MissingDataError',
+    'check_contents',
     'check_data',
     'install_safe_loading',
+    'install_sample_errors',
     'load_checkpoint_file',
     'load_config',
 ]
@@ -21,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from . import safe_loading
 
         return getattr(safe_loading, name)
+    if name == 'install_sample_errors':
+        from .sample_errors import install_sample_errors
+
+        return install_sample_errors
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

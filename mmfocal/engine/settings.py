@@ -16,6 +16,7 @@ from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, requi
 from mmfocal.errors import UserError, is_first_process
 
 from . import checkpoints, loops, run_state  # noqa: F401  the latter two register themselves
+from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
 
 # mmengine's loops, and those that can go on anywhere.
@@ -230,6 +231,7 @@ def build_runner(cfg: Config) -> Runner:
     except ImportError as error:
         raise UserError(str(error)) from error
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(NonFiniteHook())
     if cfg.get('resume'):
         for module in runner.model.modules():
             init_cfg = getattr(module, 'init_cfg', None)

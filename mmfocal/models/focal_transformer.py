@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -17,19 +17,32 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
+from mmfocal.ops import available_backends
 
+from .arguments import (
+    check_activation,
+    check_bool,
+    check_choice,
+    check_init,
+    check_int,
+    check_norm,
+    check_number,
+    check_rate,
+    check_stages,
+    pair,
+    per_stage,
+    resolve_arch,
+)
 from .focal_self_attention import FocalSelfAttention
 from .pooling import POOL_METHODS
 
 EXPAND_LAYERS = ('all', 'even', 'odd')
 DOWNSAMPLES = ('conv', 'merging')
-
-# Paper appendix A.1, Table 9; 'large' has the widths of Swin-L, from which the authors made it.
-ARCH_SETTINGS = {
-    'tiny': dict(embed_dims=96, depths=(2, 2, 6, 2), num_heads=(3, 6, 12, 24)),
-    'small': dict(embed_dims=96, depths=(2, 2, 18, 2), num_heads=(3, 6, 12, 24)),
-    'base': dict(embed_dims=128, depths=(2, 2, 18, 2), num_heads=(4, 8, 16, 32)),
-    'large': dict(embed_dims=192, depths=(2, 2, 18, 2), num_heads=(6, 12, 24, 48)),
+# The backbone's arguments that give settings of a stage's geometry, where names differ.
+ARGUMENT_OF = {
+    'focal_level': 'focal_levels',
+    'focal_window': 'focal_windows',
+    'expand_size': 'expand_sizes',
 }
 
 
@@ -357,44 +370,64 @@ class FocalTransformer(BaseModule):
         compile_blocks: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
+        check_init(init_cfg)
         super().__init__(init_cfg)
-        embed_dims, depths, num_heads = _resolve_arch(arch)
+        embed_dims, depths, num_heads = resolve_arch(arch)
         num_stages = len(depths)
         norm_cfg = dict(type='LN') if norm_cfg is None else norm_cfg
         act_cfg = dict(type='GELU') if act_cfg is None else act_cfg
-        _check_norm(norm_cfg)
-        _check_choice('pool_method', pool_method, ('none', *POOL_METHODS))
-        _check_choice('expand_layer', expand_layer, EXPAND_LAYERS)
-        _check_choice('downsample', downsample, DOWNSAMPLES)
+        check_norm(norm_cfg)
+        check_activation(act_cfg)
+        check_choice('pool_method', pool_method, ('none', *POOL_METHODS))
+        check_choice('expand_layer', expand_layer, EXPAND_LAYERS)
+        check_choice('downsample', downsample, DOWNSAMPLES)
+        check_choice('attention_backend', attention_backend, ('auto', *available_backends()))
+        for name, flag in (
+            ('qkv_bias', qkv_bias),
+            ('use_abs_pos_embed', use_abs_pos_embed),
+            ('patch_norm', patch_norm),
+            ('use_conv_embed', use_conv_embed),
+            ('use_pre_norm', use_pre_norm),
+            ('out_norm', out_norm),
+            ('with_cp', with_cp),
+            ('compile_blocks', compile_blocks),
+        ):
+            check_bool(name, flag)
         if downsample == 'merging' and (use_conv_embed or use_pre_norm):
             raise ValueError(
                 "downsample='merging' takes the place of the convolution that use_conv_embed and "
                 'use_pre_norm are about; leave them out'
             )
-        _check_stages('focal_stages', focal_stages, num_stages)
-        _check_stages('out_indices', out_indices, num_stages)
+        check_int('in_channels', in_channels, least=1)
+        check_int('patch_size', patch_size, least=1)
+        least = patch_size if use_abs_pos_embed else 1
+        pretrain_height, pretrain_width = pair('pretrain_img_size', pretrain_img_size, least)
+        check_stages('focal_stages', focal_stages, num_stages)
+        check_stages('out_indices', out_indices, num_stages)
         if not out_indices:
-            raise ValueError('out_indices must name at least one stage, got none')
-        if frozen_stages not in range(-1, num_stages + 1):
-            raise ValueError(
-                f'frozen_stages must be between -1 and {num_stages}, got {frozen_stages!r}'
-            )
-        for name, rate in (
-            ('drop_rate', drop_rate),
-            ('attn_drop_rate', attn_drop_rate),
-            ('drop_path_rate', drop_path_rate),
-        ):
-            if not isinstance(rate, int | float) or not 0 <= rate < 1:
-                raise ValueError(f'{name} must be at least 0 and less than 1, got {rate!r}')
+            raise ValueError(f'out_indices must name at least one stage, got {out_indices!r}')
+        check_int('frozen_stages', frozen_stages, least=-1, most=num_stages)
+        check_rate('drop_rate', drop_rate)
+        check_rate('attn_drop_rate', attn_drop_rate)
+        check_rate('drop_path_rate', drop_path_rate)
+        enough = 'a number that leaves an MLP at least one channel'
+        check_number('mlp_ratio', mlp_ratio, enough, above=math.nextafter(1 / embed_dims, 0))
+        if qk_scale is not None:
+            check_number('qk_scale', qk_scale, 'a positive number or None', above=0)
+        if layer_scale_init_value is not None:
+            check_number('layer_scale_init_value', layer_scale_init_value, 'a number or None')
+            layer_scale_init_value = float(layer_scale_init_value)
 
         self.out_indices = tuple(out_indices)
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
-        windows = _per_stage('window_size', window_size, num_stages)
-        levels = _per_stage('focal_levels', focal_levels, num_stages)
-        focal_windows = _per_stage('focal_windows', focal_windows, num_stages)
-        expands = _per_stage('expand_sizes', expand_sizes, num_stages)
-        shifts = _per_stage('use_shift', use_shift, num_stages)
+        windows = per_stage('window_size', window_size, num_stages)
+        levels = per_stage('focal_levels', focal_levels, num_stages)
+        focal_windows = per_stage('focal_windows', focal_windows, num_stages)
+        expands = per_stage('expand_sizes', expand_sizes, num_stages)
+        shifts = per_stage('use_shift', use_shift, num_stages)
+        for shift in shifts:
+            check_bool('use_shift', shift)
         last = max(sum(depths) - 1, 1)
         drop_paths = [drop_path_rate * block / last for block in range(sum(depths))]
 
@@ -407,10 +440,8 @@ class FocalTransformer(BaseModule):
         )
         self.absolute_pos_embed = None
         if use_abs_pos_embed:
-            height, width = _pair('pretrain_img_size', pretrain_img_size)
-            self.absolute_pos_embed = nn.Parameter(
-                torch.empty(1, embed_dims, height // patch_size, width // patch_size)
-            )
+            grid = pretrain_height // patch_size, pretrain_width // patch_size
+            self.absolute_pos_embed = nn.Parameter(torch.empty(1, embed_dims, *grid))
             trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
 
@@ -574,79 +605,10 @@ def geometry_of_stage(
     geometry: type[WindowGeometry],
     **settings: int | str,
 ) -> WindowGeometry:
+    """The geometry of a stage; its errors name the backbone's argument."""
     try:
         return geometry(**settings)
     except (TypeError, ValueError) as error:
-        raise type(error)(f'stage {stage} of {type(model).__name__}: {error}') from None
-
-
-def _resolve_arch(arch: str | dict) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """``embed_dims``, ``depths`` and ``num_heads`` of a named or given architecture."""
-    if isinstance(arch, str):
-        _check_choice('arch', arch, tuple(ARCH_SETTINGS))
-        arch = ARCH_SETTINGS[arch]
-    expected = {'embed_dims', 'depths', 'num_heads'}
-    if not isinstance(arch, dict) or set(arch) != expected:
-        raise ValueError(
-            f'arch must be one of {tuple(ARCH_SETTINGS)} or a dict with exactly the keys '
-            f'{sorted(expected)}, got {arch!r}'
-        )
-    embed_dims, depths, num_heads = arch['embed_dims'], arch['depths'], arch['num_heads']
-    if len(depths) != len(num_heads) or not depths:
-        raise ValueError(
-            f"arch: 'depths' and 'num_heads' need one value per stage each, got {depths!r} and "
-            f'{num_heads!r}'
-        )
-    for i, (depth, heads) in enumerate(zip(depths, num_heads, strict=True)):
-        if depth < 1 or heads < 1 or embed_dims < 1 or embed_dims * 2**i % heads:
-            raise ValueError(
-                f'arch: stage {i} needs at least one block and a number of heads that divides its '
-                f'{embed_dims * 2**i} channels, got depth {depth} and {heads} heads'
-            )
-    return embed_dims, tuple(depths), tuple(num_heads)
-
-
-def _per_stage(name: str, value: object, num_stages: int) -> tuple:
-    """One value for all stages, or one each, as one each."""
-    if isinstance(value, bool | int):
-        return (value,) * num_stages
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != num_stages:
-        raise ValueError(
-            f'{name} must be one value or a sequence of {num_stages}, one per stage, got {value!r}'
-        )
-    return tuple(value)
-
-
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2:
-        raise ValueError(f'{name} must be one int or (height, width), got {value!r}')
-    return pair
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {choices}, got {value!r}')
-
-
-def _check_stages(name: str, stages: Sequence[int], num_stages: int) -> None:
-    ascending = all(a < b for a, b in pairwise(stages))
-    if not ascending or any(stage not in range(num_stages) for stage in stages):
-        raise ValueError(
-            f'{name} must be ascending stages between 0 and {num_stages - 1}, got {stages!r}'
-        )
-
-
-def _check_norm(norm_cfg: dict) -> None:
-    """Maps are channel-last, which norms over other axes would silently misread."""
-    norm = build_norm_layer(norm_cfg, 4)[1]
-    probe = torch.zeros(1, 2, 3, 4)
-    try:
-        fits = norm(probe).shape == probe.shape
-    except (RuntimeError, ValueError):
-        fits = False
-    if not fits or isinstance(norm, nn.GroupNorm | nn.modules.batchnorm._BatchNorm):
-        raise ValueError(
-            "norm_cfg must be a norm over the last axis, such as dict(type='LN'), "
-            f'got {norm_cfg!r}'
-        )
+        name, _, rest = str(error).partition(' ')
+        message = f'{ARGUMENT_OF.get(name, name)} {rest}'
+        raise type(error)(f'stage {stage} of {type(model).__name__}: {message}') from None

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 
 from mmfocal.closest_keys import ClosestGeometry
 
+from .arguments import check_int, is_sequence
 from .focal_transformer import FocalTransformer, geometry_of_stage
 
 # Settings of the first version's keys, which the closest take the place of.
@@ -85,11 +86,15 @@ class FocalTransformerFast(FocalTransformer):
         sizes = self.stored_map_sizes
         if sizes is None:
             return 0, 0
-        if len(sizes) <= stage:
-            raise ValueError(f'stored_map_sizes must have one entry for each stage, got {sizes!r}')
+        if not is_sequence(sizes) or len(sizes) <= stage:
+            raise ValueError(
+                f'stored_map_sizes must have one entry for each stage, or be None, got {sizes!r}'
+            )
         size = sizes[stage]
         if size is None:
             return 0, 0
-        if not isinstance(size, Sequence) or len(size) != 2:
+        if not is_sequence(size) or len(size) != 2:
             raise ValueError(f'stored_map_sizes must have (height, width) or None, got {sizes!r}')
+        for side in size:
+            check_int('stored_map_sizes: height and width', side, least=1)
         return size

@@ -282,7 +282,7 @@ def _architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _told(architecture: Mapping[str, Any]) -> str:
-    from mmfocal.models.focal_transformer import ARCH_SETTINGS
+    from mmfocal.models.arguments import ARCH_SETTINGS
 
     names = ('embed_dims', 'depths', 'num_heads')
     settings = {name: architecture[name] for name in names}

@@ -1,0 +1,1106 @@
+"""What a user sees on bad input: broken data, wrong arguments, values that are not finite.
+
+``python tests/test_bad_input.py`` prints docs/bad_input.md.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.hooks import CheckpointHook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.datasets import checking
+from mmfocal.engine import BadDataError, check_contents, install_sample_errors
+from mmfocal.engine.dataset_source import find_source
+from mmfocal.engine.non_finite import NonFiniteError, NonFiniteHook
+from mmfocal.engine.sample_errors import SampleError
+from mmfocal.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / 'docs/bad_input.md'
+SIZE = (64, 48)  # width, height
+NAN, INFINITY = math.nan, math.inf
+
+
+# --- Data of four pictures ------------------------------------------------------------------
+
+
+def picture(name: str, mode: str = 'RGB', size: tuple[int, int] = SIZE, **kwargs: Any) -> None:
+    """Writes a picture with content that does not compress to nothing."""
+    values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    path = Path('data/images', name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).convert(mode).save(path, **kwargs)
+
+
+def turned(orientation: int) -> dict[str, Any]:
+    exif = Image.Exif()
+    exif[checking.ORIENTATION] = orientation
+    return dict(exif=exif)
+
+
+def cut(name: str, part: float) -> None:
+    path = Path('data/images', name)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * part)])
+
+
+def damage(name: str, part: float, start: int = 0) -> None:
+    """Overwrites 20 bytes."""
+    path = Path('data/images', name)
+    content = bytearray(path.read_bytes())
+    start += int(len(content) * part)
+    content[start : start + 20] = b'\1' * 20
+    path.write_bytes(content)
+
+
+def coco() -> dict[str, Any]:
+    """Annotations of a good data set."""
+    images = [dict(id=i, file_name=f'{i}.jpg', width=64, height=48) for i in range(1, 5)]
+    objects = [
+        dict(
+            id=i,
+            image_id=i,
+            category_id=1 + i % 2,
+            bbox=[4, 6, 20, 10],
+            area=200,
+            iscrowd=0,
+            segmentation=[[4, 6, 24, 6, 24, 16, 4, 16]],
+        )
+        for i in range(1, 5)
+    ]
+    categories = [dict(id=1, name='cat'), dict(id=2, name='dog')]
+    return dict(images=images, annotations=objects, categories=categories)
+
+
+@contextmanager
+def in_empty_folder() -> Iterator[None]:
+    """Inside a new folder, so that messages have the same paths everywhere."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def write_coco(change: Callable[[dict], Any] | None = None) -> None:
+    """Writes pictures and annotations; ``change`` breaks something."""
+    for i in range(1, 5):
+        picture(f'{i}.jpg')
+    content = coco()
+    text = change(content) if change else None
+    Path('data/train.json').write_text(text if isinstance(text, str) else json.dumps(content))
+
+
+PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='PackDetInputs'),
+]
+
+
+def coco_config(**settings: Any) -> Config:
+    dataset = dict(
+        type='CocoDataset',
+        data_root='data',
+        ann_file='train.json',
+        data_prefix=dict(img='images/'),
+        metainfo=dict(classes=('cat', 'dog')),
+        pipeline=PIPELINE,
+    )
+    return Config(
+        dict(default_scope='mmdet', train_dataloader=dict(dataset={**dataset, **settings}))
+    )
+
+
+SEG_PIPELINE = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+
+
+def seg_config(**settings: Any) -> Config:
+    dataset = dict(
+        type='BaseSegDataset',
+        data_root='data',
+        data_prefix=dict(img_path='images', seg_map_path='labels'),
+        metainfo=dict(classes=('ground', 'cat', 'dog')),
+        pipeline=SEG_PIPELINE,
+    )
+    return Config(
+        dict(default_scope='mmseg', train_dataloader=dict(dataset={**dataset, **settings}))
+    )
+
+
+def label_map(name: str, value: int = 1, size: tuple[int, int] = SIZE, mode: str = 'L') -> None:
+    path = Path('data/labels', name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, (value,) * 3 if mode == 'RGB' else value).save(path)
+
+
+def write_seg(change: Callable[[], Any] | None = None) -> None:
+    for i in range(1, 4):
+        picture(f'{i}.jpg')
+        label_map(f'{i}.png', i - 1)
+    if change:
+        change()
+
+
+def report(cfg: Config, deep: bool = False) -> list[str]:
+    """What the check prints: findings, and the line that sums up."""
+    try:
+        return check_contents(cfg, ('train',), deep)
+    except BadDataError as error:
+        return str(error).splitlines()
+
+
+# --- The table ------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """Something wrong with data.
+
+    Attributes:
+        title: what it is.
+        change: makes it, from annotations or, for mmseg, in the files.
+        expected: what has to be in the first line.
+        settings: of the data set's config.
+        deep: whether the deep check is needed.
+    """
+
+    title: str
+    change: Callable[..., Any]
+    expected: str
+    settings: dict[str, Any] | None = None
+    deep: bool = False
+
+
+def first(key: str, **values: Any) -> Callable[[dict], None]:
+    """Changes the first image or annotation; ``...`` removes a value."""
+
+    def change(content: dict) -> None:
+        for name, value in values.items():
+            if value is ...:
+                del content[key][0][name]
+            else:
+                content[key][0][name] = value
+
+    return change
+
+
+def thing(**values: Any) -> Callable[[dict], None]:
+    return first('annotations', **values)
+
+
+def replaced(**lists: Any) -> Callable[[dict], None]:
+    return lambda content: content.update(lists)
+
+
+def twice(key: str) -> Callable[[dict], None]:
+    return lambda content: content[key].append(dict(content[key][0], file_name='4.jpg'))
+
+
+def file(write: Callable[[], Any]) -> Callable[..., None]:
+    """Changes files alone."""
+    return lambda *_: write() and None
+
+
+def raw(name: str, content: bytes) -> Callable[..., None]:
+    return lambda *_: Path('data/images', name).write_bytes(content) and None
+
+
+def emptied(*_: Any) -> None:
+    Path('data/images/1.jpg').write_bytes(b'')
+
+
+def removed(*_: Any) -> None:
+    Path('data/images/1.jpg').unlink()
+
+
+def resized(width: int, height: int) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        picture('1.jpg', size=(width, height))
+        content['images'][0].update(width=width, height=height)
+        content['annotations'][0].update(
+            bbox=[0, 0, width, height], segmentation=[[0, 0, width, 0, width, height]]
+        )
+
+    return change
+
+
+def animated(*_: Any) -> None:
+    frames = [Image.new('RGB', SIZE, (80 * i,) * 3) for i in range(3)]
+    frames[0].save('data/images/1.gif', save_all=True, append_images=frames[1:])
+
+
+def other_form(name: str, write: Callable[[], Any]) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        write()
+        content['images'][0]['file_name'] = name
+
+    return change
+
+
+def sixteen_bit() -> None:
+    Image.fromarray(np.full(SIZE[::-1], 999, np.uint16)).save('data/images/1.png')
+
+
+def floating() -> None:
+    Image.fromarray(np.full(SIZE[::-1], 0.5, np.float32)).save('data/images/1.tiff')
+
+
+CROWD = dict(counts=[0, 5, 3067], size=[48, 64])
+
+ERRORS = (
+    Case('annotation file cut off', lambda c: json.dumps(c)[:700], 'is cut off or damaged'),
+    Case('annotation file is a list', lambda c: '[1, 2]', 'expected a JSON object'),
+    Case('no key `annotations`', lambda c: c.pop('annotations') and None, "'annotations', got no"),
+    Case('no images', replaced(images=[], annotations=[]), 'lists no images at all'),
+    Case('no annotations', replaced(annotations=[]), 'lists no annotations at all'),
+    Case('image without a width', first('images', width=...), "image 1: .*'width', got no such"),
+    Case('image of negative height', first('images', height=-48), "'height', got -48"),
+    Case('image id listed twice', twice('images'), 'image id 1 .* listed twice'),
+    Case('annotation id listed twice', twice('annotations'), 'annotation id 1 is listed twice'),
+    Case('category that is not in the file', thing(category_id=9), 'category_id 9 is none'),
+    Case('class names that do not match', first('categories', name='lion'), "named 'cat'"),
+    Case(
+        'class names in another order',
+        lambda c: c['categories'].reverse(),
+        "another order .*'dog', 'cat', not 'cat', 'dog'",
+    ),
+    Case('annotation without `area`', thing(area=...), "annotation 1 of image 1: .*'area'"),
+    Case('box of strings', thing(bbox=['4', '6', '20', '10']), "'bbox', got \\['4'"),
+    Case('box of three numbers', thing(bbox=[4, 6, 20]), 'expected four numbers'),
+    Case('box with NaN', thing(bbox=[NAN, 6, 20, 10]), r'bbox \[nan, 6, .*must be finite'),
+    Case('box with infinity', thing(bbox=[4, 6, INFINITY, 10]), 'must be finite'),
+    Case('huge box', thing(bbox=[4, 6, 1e9, 10]), 'goes beyond 100,000 pixels'),
+    Case('box of negative size', thing(bbox=[4, 6, -20, 10]), 'has a negative size'),
+    Case('boxes without area, more than 1 %', thing(bbox=[4, 6, 0, 10]), 'less than a pixel'),
+    Case('boxes outside, more than 1 %', thing(bbox=[70, 6, 20, 10]), 'is outside its picture'),
+    Case('corners for boxes, more than 1 %', thing(bbox=[40, 30, 60, 40]), 'sticks out .*corners'),
+    Case('annotations of missing images, more than 1 %', thing(image_id=9), 'no image 9'),
+    Case('polygon with NaN', thing(segmentation=[[NAN] * 6]), 'coordinate nan must be finite'),
+    Case('polygon with infinity', thing(segmentation=[[4, 6, INFINITY] * 2]), 'coordinate inf'),
+    Case('huge polygon', thing(segmentation=[[4, 6, 1e8] * 2]), 'coordinate 100000000.0'),
+    Case('polygon of strings', thing(segmentation=[['4'] * 6]), 'expected polygons'),
+    Case('polygon without brackets', thing(segmentation=[4, 6, 8, 9, 4, 2]), 'expected polygons'),
+    Case('polygon of one point', thing(segmentation=[[4, 6]]), 'got 2 numbers'),
+    Case('polygon of two points', thing(segmentation=[[4, 6, 8, 9]]), 'got 4 numbers'),
+    Case('polygon of odd length', thing(segmentation=[[4, 6, 8, 9, 4, 2, 1]]), 'got 7 numbers'),
+    Case(
+        'no polygons where masks are needed', thing(segmentation=[]), 'needs masks; .*got \\[\\]'
+    ),
+    Case('`null` where masks are needed', thing(segmentation=None), 'needs masks; .*got None'),
+    Case('no mask where masks are needed', thing(segmentation=...), 'got no such key'),
+    Case('RLE of another size', thing(segmentation=dict(CROWD, size=[64, 48])), 'RLE of size'),
+    Case(
+        'RLE whose counts overflow',
+        thing(segmentation=dict(CROWD, counts=[0, 5, 9999])),
+        'add up to 3072 pixels, got 10004',
+    ),
+    Case(
+        'compressed RLE whose counts overflow (`--deep`)',
+        thing(segmentation=dict(CROWD, counts='0R`W3')),
+        'add up to 3072 pixels',
+        deep=True,
+    ),
+    Case('`file_name` with `..`', first('images', file_name='../1.jpg'), 'leads out of data/im'),
+    Case('absolute `file_name`', first('images', file_name='/etc/1.jpg'), 'leads out of data/im'),
+    Case('picture that is missing', removed, 'data/images/1.jpg: is missing'),
+    Case('empty picture', emptied, 'data/images/1.jpg: is empty'),
+    Case('text named .jpg', raw('1.jpg', b'<html>404</html>'), "begins with b'<html>404"),
+    Case('JPEG cut off', file(lambda: cut('1.jpg', 0.6)), 'data/images/1.jpg: is cut off'),
+    Case(
+        'PNG cut off',
+        other_form('1.png', lambda: picture('1.png') or cut('1.png', 0.9)),
+        'data/images/1.png: is cut off',
+    ),
+    Case(
+        'PNG damaged inside (`--deep`)',
+        other_form('1.png', lambda: picture('1.png') or damage('1.png', 0.5)),
+        'data/images/1.png: is cut off or damaged',
+        deep=True,
+    ),
+    Case(
+        'PNG without a header',
+        other_form('1.png', lambda: picture('1.png') or damage('1.png', 0.0, start=8)),
+        'data/images/1.png: is damaged: it begins as a picture',
+    ),
+    Case(
+        'declared width and height that are wrong',
+        first('images', width=640, height=480),
+        'has 64x48 pixels .*say 640x480',
+    ),
+    Case(
+        'EXIF-rotated picture with unrotated boxes',
+        file(lambda: picture('1.jpg', **turned(6))),
+        'turns it to 48x64 .*boxes would be misplaced',
+    ),
+    Case('1x4000 pixels', resized(1, 4000), 'would have a side of 0 pixels'),
+    Case('floating point pixels', other_form('1.tiff', floating), 'floating point numbers'),
+    Case(
+        '16-bit gray with the pillow backend',
+        other_form('1.png', sixteen_bit),
+        'clips to white',
+        dict(pipeline=[dict(PIPELINE[0], imdecode_backend='pillow'), *PIPELINE[1:]]),
+    ),
+)
+
+NOTES = (
+    Case('CMYK', file(lambda: picture('1.jpg', 'CMYK')), 'is CMYK'),
+    Case('gray', file(lambda: picture('1.jpg', 'L')), 'is gray'),
+    Case('with alpha', other_form('1.png', lambda: picture('1.png', 'RGBA')), 'is with alpha'),
+    Case('16-bit gray', other_form('1.png', sixteen_bit), 'is 16-bit gray'),
+    Case('animated', other_form('1.gif', animated), 'is animated; its first frame'),
+    Case('1x1 pixel', resized(1, 1), 'has 1x1 pixels'),
+    Case(
+        'EXIF orientation that keeps the size',
+        file(lambda: picture('1.jpg', **turned(3))),
+        r'is turned by its EXIF orientation \(3\)',
+    ),
+    Case(
+        'category that the config leaves out',
+        lambda c: c['categories'].append(dict(id=3, name='lion')),
+        "'lion' is no class of the config",
+    ),
+)
+
+SEG_ERRORS = (
+    Case('no pictures', dict, 'lists no picture', dict(img_suffix='.webp')),
+    Case('label map that is missing', lambda: Path('data/labels/1.png').unlink(), 'is missing'),
+    Case('label map cut off', lambda: os.truncate('data/labels/1.png', 50), 'is cut off'),
+    Case('label map of another size', lambda: label_map('1.png', 1, (32, 48)), 'has 32x48 pixels'),
+    Case('label outside the classes', lambda: label_map('1.png', 3), 'holds 3; .*at most 2'),
+    Case('colours for labels', lambda: label_map('1.png', mode='RGB'), 'got 3'),
+    Case(
+        'list that leaves the data root',
+        lambda: Path('data/list.txt').write_text('1\n../2\n'),
+        "line 2: .*got '../2'",
+        dict(ann_file='list.txt'),
+    ),
+)
+
+
+def seen(case: Case, segments: bool = False) -> list[str]:
+    """What the check prints on a case."""
+    with in_empty_folder():
+        if segments:
+            write_seg(case.change)
+            return report(seg_config(**(case.settings or {})), case.deep)
+        write_coco(case.change)
+        return report(coco_config(**(case.settings or {})), case.deep)
+
+
+@pytest.mark.parametrize('case', ERRORS, ids=lambda case: case.title)
+def test_broken_data_is_refused(case):
+    lines = seen(case)
+    assert lines[0].startswith('error: ') and re.search(case.expected, lines[0]), lines
+    assert re.match(r'Data check: train \d+ pictures .* errors, .* s\.$', lines[-1])
+
+
+@pytest.mark.parametrize('case', NOTES, ids=lambda case: case.title)
+def test_odd_data_is_noted(case):
+    lines = seen(case)
+    assert lines[0].startswith('note: ') and re.search(case.expected, lines[0]), lines
+    assert 'no errors' in lines[-1]
+
+
+@pytest.mark.parametrize('case', SEG_ERRORS, ids=lambda case: case.title)
+def test_broken_label_maps_are_refused(case):
+    lines = seen(case, segments=True)
+    assert lines[0].startswith('error: ') and re.search(case.expected, lines[0]), lines
+
+
+def test_good_data_passes_in_one_line():
+    for write, config in ((write_coco, coco_config), (write_seg, seg_config)):
+        with in_empty_folder():
+            write()
+            (line,) = report(config(), deep=True)
+            assert re.match(r'Data check: train \d pictures \(\d opened\) and \d .*: no err', line)
+
+
+def test_many_errors_are_counted_and_few_shown():
+    def change(content):
+        content['annotations'] = [dict(content['annotations'][0], id=i) for i in range(2000)]
+        for each in content['annotations'][50:]:
+            each['bbox'] = [NAN, 0, 1, 1]
+
+    with in_empty_folder():
+        write_coco(change)
+        lines = report(coco_config())
+    assert len(lines) == checking.MAX_LINES + 2 and '1,950 errors' in lines[-1]
+    assert lines[-2] == 'error: boxes that are not finite: 1,940 more'
+
+
+def test_two_thousand_objects_and_a_rare_empty_box_are_fine():
+    def change(content):
+        content['annotations'] = [dict(content['annotations'][0], id=i) for i in range(2000)]
+        content['annotations'][7]['bbox'] = [4, 6, 0, 0]
+
+    with in_empty_folder():
+        write_coco(change)
+        lines = report(coco_config())
+    assert lines[0].startswith('note: data/train.json: annotation 7 of image 1: bbox [4, 6, 0, 0]')
+    assert 'no errors, 1 notes' in lines[1]
+
+
+def test_masks_are_looked_at_only_where_they_are_used():
+    boxes = [dict(type='LoadAnnotations', with_bbox=True)]
+    with in_empty_folder():
+        write_coco(thing(segmentation=...))
+        (line,) = report(coco_config(pipeline=boxes))
+        assert 'no errors' in line
+        cfg = coco_config(pipeline=boxes)
+        cfg.val_dataloader = cfg.pop('train_dataloader')
+        cfg.val_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'])
+        with pytest.raises(BadDataError, match='needs masks'):
+            check_contents(cfg, ('train', 'val'))
+        # Coordinates that end the process are refused in any case.
+        write_coco(thing(segmentation=[[NAN] * 6]))
+        assert 'coordinate nan' in report(coco_config(pipeline=boxes))[0]
+
+
+def test_compressed_masks_are_measured_as_pycocotools_does():
+    from pycocotools import mask
+
+    pixels = np.random.default_rng(0).random((48, 64)) > 0.7
+    code = mask.encode(np.asfortranarray(pixels))['counts'].decode()
+    assert checking._rle_pixels(code) == pixels.size
+    assert checking._rle_pixels(code[:-1]) != pixels.size
+    assert checking._rle_pixels('!') is checking._rle_pixels([1, -1]) is None
+
+
+def test_ignored_orientation_compares_pixels_as_they_are_stored():
+    load = dict(type='LoadImageFromFile', color_type='color_ignore_orientation')
+    with in_empty_folder():
+        write_coco(file(lambda: picture('1.jpg', **turned(6))))
+        (line,) = report(coco_config(pipeline=[load, *PIPELINE[1:]]))
+    assert 'no errors' in line
+
+
+def test_only_a_sample_is_opened_in_time(monkeypatch):
+    monkeypatch.setattr(checking, 'MAX_HEADERS', 2)
+    with in_empty_folder():
+        write_coco()
+        assert '4 pictures (2 opened)' in report(coco_config())[-1]
+        assert '4 pictures (4 opened)' in report(coco_config(), deep=True)[-1]
+        monkeypatch.setattr(checking, 'MAX_SECONDS', 0.0)
+        assert '4 pictures (1 opened)' in report(coco_config())[-1]
+
+
+def test_heads_have_as_many_classes_as_the_data():
+    cfg = coco_config()
+    cfg.model = dict(roi_head=dict(bbox_head=[dict(num_classes=2), dict(num_classes=1)]))
+    with in_empty_folder():
+        write_coco()
+        assert 'model.roi_head.bbox_head of the config num_classes=1' in report(cfg)[0]
+
+
+def test_data_sets_of_other_forms_are_named():
+    lines = report(coco_config(type='VOCDataset'))
+    assert 'VOCDataset is read in a way of its own' in lines[0] and 'no errors' in lines[1]
+
+
+def test_classes_and_suffixes_are_read_from_source():
+    ade = find_source('ADE20KDataset', ['mmseg.datasets'])
+    assert len(ade.metainfo['classes']) == 150 and ade.defaults['reduce_zero_label'] is True
+    assert ade.defaults['img_suffix'] == '.jpg' and ade.reads_as('BaseSegDataset')
+    city = find_source('CityscapesDataset', ['mmseg.datasets', 'mmdet.datasets'])
+    assert city.defaults['img_suffix'] == '_leftImg8bit.png'
+    assert len(find_source('mmdet.CocoDataset', ['mmdet.datasets']).metainfo['classes']) == 80
+    shapes = find_source('mmfocal.datasets.coco_shapes.ShapesDataset', ['mmdet.datasets'])
+    assert shapes.reads_as('CocoDataset')
+    assert not find_source('LVISV1Dataset', ['mmdet.datasets']).reads_as('CocoDataset')
+    assert find_source('NoSuchDataset', ['mmdet.datasets', 'no.such.module']) is None
+
+
+# --- The tools ------------------------------------------------------------------------------
+
+
+def run_tool(monkeypatch: Any, capsys: Any, tool: str, *args: str) -> tuple[int, str]:
+    """Runs a tool that ends before training, in this process: its status, and what it prints."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    monkeypatch.setattr(sys, 'argv', [tool, *args])
+    status = 0
+    try:
+        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out + err
+
+
+CONFIG = """
+_base_ = '{root}/configs/mmdet/focal_maskrcnn_shapes.py'
+train_dataloader = dict(dataset={dataset})
+val_dataloader = train_dataloader
+val_evaluator = dict(ann_file='data/train.json')
+"""
+
+
+def write_config() -> None:
+    dataset = dict(coco_config().train_dataloader.dataset.to_dict(), _delete_=True)
+    Path('config.py').write_text(CONFIG.format(root=ROOT, dataset=dataset))
+
+
+def test_tools_refuse_bad_data_without_a_trace(monkeypatch, capsys):
+    with in_empty_folder():
+        write_coco(thing(segmentation=[[NAN] * 6]))
+        write_config()
+        for tool in ('check_data.py', 'train.py'):
+            status, text = run_tool(monkeypatch, capsys, tool, 'config.py')
+            assert status == 2 and 'Traceback' not in text
+            assert text.strip().startswith('error: data/train.json: annotation 1 of image 1: poly')
+        # The next thing that ends it.
+        arguments = ('config.py', '--no-data-check', '--resume', 'gone.pth')
+        assert 'no file gone.pth' in run_tool(monkeypatch, capsys, 'train.py', *arguments)[1]
+        picture('1.jpg', 'L')
+        write_coco(first('images', file_name='gray.jpg'))
+        picture('gray.jpg', 'L')
+        status, text = run_tool(monkeypatch, capsys, 'check_data.py', 'config.py', '--deep')
+        assert status == 0 and text.startswith('note: data/images/gray.jpg: is gray')
+        assert 'Data check: train 4 pictures (4 opened)' in text
+
+
+def test_tools_check_data_without_pytorch():
+    code = (
+        f'import runpy, sys; sys.path.insert(0, {str(ROOT / "tools")!r}); sys.argv[1:] = '
+        f'["config.py"]; runpy.run_path({str(ROOT / "tools/check_data.py")!r}, '
+        'run_name="__main__"); sys.exit("torch" in sys.modules)'
+    )
+    with in_empty_folder():
+        write_coco()
+        write_config()
+        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith('Data check: train 4 pictures')
+
+
+# --- Samples that fail in the middle of training --------------------------------------------
+
+
+@pytest.fixture
+def named_errors(monkeypatch):
+    from mmengine.dataset import BaseDataset
+
+    monkeypatch.setattr(BaseDataset, 'prepare_data', BaseDataset.prepare_data)
+    return install_sample_errors
+
+
+def build(cfg: Config) -> Any:
+    """The data set of a config."""
+    from mmengine.registry import init_default_scope
+
+    init_default_scope(cfg.default_scope)
+    __import__(f'{cfg.default_scope}.datasets')
+    return DATASETS.build(cfg.train_dataloader.dataset)
+
+
+SAMPLES = (
+    Case('empty picture', emptied, 'data/images/1.jpg: is empty'),
+    Case('picture that vanished', removed, 'data/images/1.jpg: is missing'),
+    Case('JPEG cut off', file(lambda: cut('1.jpg', 0.6)), '1.jpg: is cut off or damaged'),
+    Case('text named .jpg', raw('1.jpg', b'<html>'), '1.jpg: is no picture'),
+    Case('1x4000 pixels', file(lambda: picture('1.jpg', size=(1, 4000))), 'cannot be used: error'),
+    Case('`file_name` with `..`', first('images', file_name='../../1.jpg'), 'leads out of the da'),
+)
+
+
+def sample_error(case: Case) -> str:
+    with in_empty_folder():
+        write_coco(case.change)
+        with pytest.raises(SampleError) as error:
+            build(coco_config())[0]
+    return str(error.value)
+
+
+@pytest.mark.parametrize('case', SAMPLES, ids=lambda case: case.title)
+def test_bad_samples_are_named(named_errors, case):
+    named_errors()
+    assert re.search(case.expected, sample_error(case))
+
+
+def test_bad_label_maps_are_named(named_errors):
+    named_errors()
+    with in_empty_folder():
+        write_seg(lambda: os.truncate('data/labels/1.png', 50))
+        with pytest.raises(SampleError, match=r'data/labels/1\.png: is cut off'):
+            build(seg_config())[0]
+
+
+def test_bad_samples_of_worker_processes_are_named_without_a_trace(named_errors):
+    named_errors()
+    with in_empty_folder():
+        write_coco(emptied)
+        loader = DataLoader(build(coco_config()), num_workers=1, collate_fn=pseudo_collate)
+        with pytest.raises(SampleError) as error:
+            list(loader)
+    assert str(error.value).startswith(('data/images/1.jpg: is empty', os.sep))
+    assert 'Traceback' not in str(error.value)
+
+
+def test_bad_samples_are_skipped_on_request_in_training_alone(named_errors, monkeypatch):
+    logged = []
+    monkeypatch.setattr(
+        'mmfocal.engine.sample_errors.print_log', lambda text, *_: logged.append(text)
+    )
+    named_errors(skip=True)
+    with in_empty_folder():
+        write_coco(emptied)
+        sample = build(coco_config())[0]
+        assert sample['data_samples'].img_path != 'data/images/1.jpg'
+        assert logged[0].startswith('Skipped: data/images/1.jpg: is empty')
+        with pytest.raises(SampleError, match='is empty'):
+            build(coco_config(test_mode=True))[0]
+
+
+# --- Wrong arguments of the backbone --------------------------------------------------------
+
+SMALL = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+
+
+def arch(**settings: Any) -> dict:
+    return {**dict(embed_dims=8, depths=(1,), num_heads=(1,)), **settings}
+
+
+NO_COUNT = (0, -1, '3', 3.0, True, None, NAN)  # for an int of at least 1
+NO_FLAG = ('yes', 2, None, NAN)
+NO_RATE = (-0.1, 1, '0', True, None, NAN, INFINITY)
+NO_CHOICE = ('other', None, 5, True, [])
+NO_STAGES = ('01', 5, None, True, (4,), (-1,), (1, 0), (0, 0), (0.0,), (True,), ('0',), (NAN,))
+
+WRONG = {
+    'arch': (
+        *('huge', 5, None, True, [], {}, dict(embed_dims=8), dict(SMALL, extra=1)),
+        *(arch(embed_dims=value) for value in NO_COUNT),
+        *(arch(depths=(value,)) for value in NO_COUNT),
+        *(arch(num_heads=(value,)) for value in NO_COUNT),
+        *(arch(depths=value) for value in (1, '1', None, ())),
+        *(arch(num_heads=value) for value in (1, '1', None, (), (1, 1), (3,))),
+    ),
+    'in_channels': NO_COUNT,
+    'patch_size': (*NO_COUNT, (4, 4)),
+    'window_size': (*NO_COUNT, (7, 7), (7, 7, 7, '7'), (7, 7, 7, 0), (7, 7, 7, True)),
+    'focal_levels': (*NO_COUNT, (2, 2), (2, 2, 2, 9), (2, 2, 2, True)),
+    'focal_windows': (*NO_COUNT, 4, (7, 5, 3), (7, 5, 4, 1), (7, 5, 3, True)),
+    'focal_stages': NO_STAGES,
+    'pool_method': NO_CHOICE,
+    'expand_sizes': (-1, 8, '3', 3.0, True, None, NAN, (3, 3), (3, 3, 3, -1)),
+    'expand_layer': NO_CHOICE,
+    'border': NO_CHOICE,
+    'use_shift': (*NO_FLAG, (True, False), (True, True, True, 2), ('a',) * 4),
+    'mlp_ratio': (0, -1, '4', True, None, NAN, INFINITY, 0.01, (4,)),
+    'qkv_bias': NO_FLAG,
+    'qk_scale': ('1', -1, 0, True, NAN, INFINITY, (1,)),
+    'drop_rate': NO_RATE,
+    'attn_drop_rate': NO_RATE,
+    'drop_path_rate': NO_RATE,
+    'use_abs_pos_embed': NO_FLAG,
+    'pretrain_img_size': (*NO_COUNT, (224,), (1, 2, 3), (224, '224'), (224, True)),
+    'patch_norm': NO_FLAG,
+    'use_conv_embed': NO_FLAG,
+    'use_pre_norm': NO_FLAG,
+    'downsample': NO_CHOICE,
+    'layer_scale_init_value': ('0.1', NAN, INFINITY, True, (1,)),
+    'out_indices': ((), *NO_STAGES),
+    'out_norm': NO_FLAG,
+    'frozen_stages': (-2, 5, '1', 1.0, True, None, NAN),
+    'with_cp': NO_FLAG,
+    'norm_cfg': (
+        *('LN', 5, [], {}, dict(type='BN'), dict(type='GN', num_groups=2), dict(type='None')),
+        *(dict(eps=1e-5), dict(type='LN', epsilon=1), dict(type=5)),
+    ),
+    'act_cfg': ('GELU', 5, [], {}, dict(type='None'), dict(type='GELU', x=1), dict(type='GLU')),
+    'attention_backend': NO_CHOICE,
+    'compile_blocks': NO_FLAG,
+    'init_cfg': ('file.pth', 5, [5], dict(type='None'), dict(checkpoint='file.pth')),
+    'top_k': (*NO_COUNT, (1,)),
+    'stored_map_sizes': (
+        *('a', 5, True, (1,)),
+        *(((value, 2),) * 4 for value in NO_COUNT),
+        ((1,),) * 4,
+    ),
+}
+OF_FAST = ('top_k', 'stored_map_sizes')
+NOT_OF_FAST = ('focal_windows', 'expand_sizes', 'expand_layer', 'border')
+
+
+def argument_error(model: type, name: str, value: Any) -> str:
+    settings = {'arch': SMALL, name: value}
+    if name == 'pretrain_img_size':
+        settings['use_abs_pos_embed'] = True
+    with pytest.raises((TypeError, ValueError)) as error:
+        model(**settings)
+    return str(error.value)
+
+
+@pytest.mark.parametrize('model', [FocalTransformer, FocalTransformerFast])
+@pytest.mark.parametrize('name', WRONG)
+def test_wrong_arguments_are_named(model, name):
+    is_fast = model is FocalTransformerFast
+    if name in (NOT_OF_FAST if is_fast else OF_FAST):
+        pytest.skip(f'{model.__name__} has no {name}')
+    for value in WRONG[name]:
+        text = argument_error(model, name, value)
+        assert name in text and 'got' in text and ('must' in text or 'need' in text), (value, text)
+
+
+def test_every_argument_is_in_the_table():
+    import inspect
+
+    arguments = {
+        name
+        for model in (FocalTransformer, FocalTransformerFast)
+        for name in inspect.signature(model).parameters
+    }
+    assert arguments - {'settings'} == set(WRONG)
+
+
+def test_arguments_that_do_not_exist_are_named():
+    for model in (FocalTransformer, FocalTransformerFast):
+        with pytest.raises(TypeError, match='window_sise'):
+            model(arch=SMALL, window_sise=7)
+
+
+# --- Values that are not finite -------------------------------------------------------------
+
+
+class Logarithm(nn.Module):
+    """NaN for negative inputs."""
+
+    def forward(self, x):
+        return x.log()
+
+
+class Regressor(BaseModel):
+    """A backbone and a linear layer, with a bad layer in between where pictures are negative."""
+
+    def __init__(self, bad_loss: bool = False, bad_gradient: bool = False):
+        super().__init__()
+        self.backbone = FocalTransformer(arch=SMALL)
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 1))
+        self.score = Logarithm()
+        self.bad_loss, self.bad_gradient = bad_loss, bad_gradient
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        inputs = torch.stack(inputs)
+        out = self.head(self.backbone(inputs)[-1].mean(dim=(2, 3))).square()
+        sign = inputs.mean(dim=(1, 2, 3))
+        if self.bad_gradient:  # the root of 0 has an infinite slope
+            return dict(loss=(out * (sign > 0)).sum().sqrt())
+        if self.bad_loss:
+            return dict(loss=out.mean() / (sign > 0).all())
+        return dict(loss=out.mean() + 0 * self.score(sign).mean())
+
+
+def batches(bad_at: int = 3, value: float = -1.0) -> DataLoader:
+    """Pictures, one a batch; one of them is bad."""
+    samples = [
+        dict(
+            inputs=torch.full((3, 16, 16), value if i == bad_at else 1.0),
+            data_samples=BaseDataElement(metainfo=dict(img_path=f'{i}.jpg')),
+        )
+        for i in range(1, 6)
+    ]
+    return DataLoader(samples, batch_size=1, collate_fn=pseudo_collate)
+
+
+def train(folder: Path, model: BaseModel, wrapper: OptimWrapper | None = None, **bad: Any) -> None:
+    runner = Runner(
+        model=model,
+        work_dir=str(folder),
+        train_dataloader=batches(**bad),
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=5),
+        optim_wrapper=wrapper or OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3)),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False, max_keep_ckpts=1)
+        ),
+        experiment_name=f'{folder.name}_{len(list(folder.glob("*")))}',
+        log_level='ERROR',
+        randomness=dict(seed=0),
+    )
+    runner.register_hook(NonFiniteHook())
+    runner.train()
+
+
+def stopped(folder: Path, model: BaseModel, **bad: Any) -> str:
+    with pytest.raises(NonFiniteError) as error:
+        train(folder, model, **bad)
+    return str(error.value)
+
+
+def test_first_layer_that_is_not_finite_is_named(tmp_path):
+    text = stopped(tmp_path, Regressor())
+    assert 'in iteration 3: the loss is nan. The first layer whose output is not' in text
+    assert 'is score (Logarithm): 1 of 1 values of float32, from inputs of at most 1.' in text
+    assert 'Files of the batch: 3.jpg.' in text
+    (kept,) = tmp_path.glob('*.pth')
+    weights = torch.load(kept, weights_only=False)['state_dict']
+    assert kept.name == 'iter_2.pth' and all(x.isfinite().all() for x in weights.values())
+
+
+@pytest.mark.parametrize(
+    'model, value, expected',
+    [
+        (dict(), NAN, 'The pictures that the model gets are not finite themselves'),
+        (dict(), 3e38, 'backbone.patch_embed.proj'),
+        (dict(bad_loss=True), -1.0, 'All layers give finite values; .* is not: loss'),
+    ],
+)
+def test_other_origins_are_named(tmp_path, model, value, expected):
+    model = Regressor(**model)
+    model.backbone.patch_embed.proj.weight.data.fill_(10.0)
+    assert re.search(expected, stopped(tmp_path, model, value=value))
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    text = stopped(tmp_path, Regressor(bad_gradient=True))
+    assert 'in iteration 3: weights are not finite: backbone.patch_embed.proj.weight' in text
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_2.pth']
+
+
+class SkippingWrapper(OptimWrapper):
+    """Leaves out steps of infinite gradients, as loss scaling does."""
+
+    def step(self, **kwargs):
+        grads = [p.grad for g in self.param_groups for p in g['params'] if p.grad is not None]
+        if all(grad.isfinite().all() for grad in grads):
+            super().step(**kwargs)
+
+
+def test_infinite_gradients_that_scaling_leaves_out_are_no_error(tmp_path):
+    model = Regressor(bad_gradient=True)
+    train(tmp_path, model, SkippingWrapper(torch.optim.SGD(model.parameters(), lr=1e-3)))
+    assert (tmp_path / 'iter_5.pth').is_file()
+
+
+def test_layers_are_named_in_compiled_models_too(tmp_path, monkeypatch):
+    stances = []
+    real = torch.compiler.set_stance
+    monkeypatch.setattr(
+        torch.compiler, 'set_stance', lambda stance: stances.append(stance) or real(stance)
+    )
+    stopped(tmp_path, Regressor())
+    assert stances == ['force_eager']
+
+
+TWO_PROCESSES = """
+import os, sys, torch
+from pathlib import Path
+from mmengine.dist import all_reduce
+from mmfocal.errors import user_errors_without_trace
+from test_bad_input import Regressor, train
+
+class Averaging(Regressor):
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        losses = super().forward(inputs, data_samples, mode)
+        count = torch.ones(())
+        all_reduce(count)  # as detectors count their samples; hangs if one process comes alone
+        return {name: loss / count for name, loss in losses.items()}
+
+torch.distributed.init_process_group('gloo')
+rank = torch.distributed.get_rank()
+from mmengine.model import MMDistributedDataParallel
+with user_errors_without_trace():
+    wrapped = MMDistributedDataParallel(Averaging(), find_unused_parameters=True)
+    train(Path(sys.argv[1]), wrapped, value=-1.0 if rank == 1 else 1.0)
+"""
+
+
+def test_all_processes_stop_at_the_loss_of_one(tmp_path):
+    script = tmp_path / 'run.py'
+    script.write_text(TWO_PROCESSES)
+    result = subprocess.run(
+        [
+            *(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2'),
+            *('--master_port=0', '--standalone', str(script), str(tmp_path / 'work')),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={
+            **os.environ,
+            'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT / "tests"}',
+            'OMP_NUM_THREADS': '1',
+        },
+    )
+    assert 'is score (Logarithm)' in result.stderr, result.stderr[-3000:]
+    assert result.stderr.count('Training stopped in iteration 3') == 1
+    assert [path.name for path in (tmp_path / 'work').glob('*.pth')] == ['iter_2.pth']
+
+
+def test_every_run_has_the_hook(tmp_path):
+    from mmfocal.engine.settings import build_runner
+
+    cfg = Config(
+        dict(
+            default_scope='mmdet',
+            model=dict(type='mmdet.RetinaNet', backbone=None),
+            work_dir=str(tmp_path),
+        )
+    )
+    import mmfocal.engine.settings as settings
+
+    class Made:
+        def __init__(self):
+            self.hooks = []
+
+        def register_hook(self, hook):
+            self.hooks.append(hook)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(settings.Runner, 'from_cfg', lambda cfg: Made())
+        assert isinstance(build_runner(cfg).hooks[0], NonFiniteHook)
+    assert issubclass(NonFiniteError, UserError) and NonFiniteHook.priority == 'VERY_HIGH'
+    assert CheckpointHook.priority == 'VERY_LOW'
+
+
+# --- The page -------------------------------------------------------------------------------
+
+ARGUMENTS = (
+    ('heads that do not divide the channels', 'arch', arch(num_heads=(3,))),
+    ('lists of different lengths', 'arch', arch(num_heads=(1, 1))),
+    ('unknown keys', 'arch', dict(SMALL, extra=1)),
+    ('unknown name', 'arch', 'huge'),
+    ('list of the wrong length', 'focal_windows', (7, 5, 3)),
+    ('even focal window', 'focal_windows', (7, 5, 4, 1)),
+    ('unknown pooling', 'pool_method', 'median'),
+    ('negative size', 'window_size', -1),
+    ('zero', 'patch_size', 0),
+    ('string for a number', 'in_channels', '3'),
+    ('bool for a number', 'expand_sizes', True),
+    ('NaN', 'drop_path_rate', NAN),
+    ('number for a bool', 'use_shift', 2),
+    ('norm over another axis', 'norm_cfg', dict(type='BN')),
+)
+
+INTRODUCTION = """\
+# Bad input: what the user sees
+
+First lines of the real messages, printed by `python tests/test_bad_input.py`, whose tests compare
+them with this page.
+
+`tools/check_data.py CONFIG` looks at the data of a config: every annotation, whether every file is
+there, and the headers of up to {headers:,} pictures (of {maps} label maps all pixels) of each data
+set, for at most {seconds:.0f} seconds; `--deep` decodes all. `tools/train.py` does the same before
+it builds anything, unless `--no-data-check` is given. What would end a training run, or teach it
+wrong things, is an error and ends the tool with status 2; what a run copes with is a note. At most
+{lines} errors of each kind are listed, with the count of the others, and one line sums up:
+
+```
+{summary}
+```
+
+A few annotations that mmdet leaves out are a note; errors in the table below that say "more than
+{share:.0%}" are notes up to that share. Files in other storage (`backend_args`) and data sets that
+read their annotations in another way than `CocoDataset` and `BaseSegDataset` are not looked at,
+which a note says.
+"""
+
+
+def table(head: str, rows: Iterator[tuple[str, str]]) -> Iterator[str]:
+    yield from ('', f'## {head}', '', '| case | what the user sees |', '|---|---|')
+    for title, text in rows:
+        yield f'| {title} | `{text.splitlines()[0].replace("|", chr(92) + "|")}` |'
+
+
+def page(folder: Path) -> str:
+    """docs/bad_input.md, from messages of this moment.
+
+    Args:
+        folder: an empty one, for training runs.
+    """
+    with in_empty_folder():
+        write_coco()
+        (summary,) = report(coco_config())
+    lines = INTRODUCTION.format(
+        headers=checking.MAX_HEADERS,
+        maps=checking.MAX_LABEL_MAPS,
+        seconds=checking.MAX_SECONDS,
+        lines=checking.MAX_LINES,
+        share=checking.MAX_SHARE,
+        summary=re.sub(r'[\d.]+ s\.$', '0.0 s.', summary),
+    ).splitlines()
+    lines += table('Detection data', ((case.title, seen(case)[0]) for case in ERRORS))
+    lines += table('Detection data: notes', ((case.title, seen(case)[0]) for case in NOTES))
+    lines += table(
+        'Segmentation data', ((case.title, seen(case, segments=True)[0]) for case in SEG_ERRORS)
+    )
+    lines += table(
+        'Samples that fail in the middle of training',
+        ((case.title, sample_error(case)) for case in SAMPLES),
+    )
+    lines += [
+        '',
+        'With `--skip-bad-samples`, training goes on with another sample and a line in the log.',
+    ]
+    lines += table(
+        'Arguments of the backbone',
+        (
+            (f'{title}: `{name}={value!r}`', argument_error(FocalTransformer, name, value))
+            for title, name, value in ARGUMENTS
+        ),
+    )
+    runs = {
+        'a layer gives NaN': (dict(), dict()),
+        'a picture is NaN': (dict(), dict(value=NAN)),
+        'the loss alone is infinite': (dict(bad_loss=True), dict()),
+        'the weights, before a checkpoint': (dict(bad_gradient=True), dict()),
+    }
+    lines += table(
+        'Values that are not finite, in training',
+        (
+            (title, stopped(folder / str(i), Regressor(**model), **bad))
+            for i, (title, (model, bad)) in enumerate(runs.items())
+        ),
+    )
+    return '\n'.join(lines) + '\n'
+
+
+def versions_aside(text: str) -> str:
+    """Without what third parties say in their own words, in brackets or behind a colon."""
+    return re.sub(r'\([^()]*(\([^()]*\)[^()]*)*\)|cannot be used: .*', '', text)
+
+
+def test_page_is_up_to_date(named_errors, tmp_path):
+    named_errors()
+    assert versions_aside(PAGE.read_text()) == versions_aside(page(tmp_path)), (
+        'Run: python tests/test_bad_input.py > docs/bad_input.md'
+    )
+
+
+if __name__ == '__main__':
+    install_sample_errors()
+    # pycocotools prints what it does.
+    with tempfile.TemporaryDirectory() as temporary, redirect_stdout(sys.stderr):
+        text = page(Path(temporary))
+    sys.stdout.write(text)
