@@ -22,7 +22,7 @@ from .randomness import derived_seed, seed_generators
 from .saving import written_atomically
 
 KEY = 'mmfocal_run'
-VALIDATED = 'validated_at'
+VALIDATED = 'last_validation'  # what begins with val, train or test is logged
 # What clusters send before they end a job: most SIGTERM, SLURM what `--signal` says.
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name))
 EXIT_STATUS = 128 + 15  # as of a process that SIGTERM has ended
