@@ -37,9 +37,14 @@ __all__ = [
     'CocoData',
     'Counts',
     'Findings',
+    'Header',
+    'Pictures',
     'SegmentationData',
     'check_coco',
     'check_segmentation',
+    'leaves_folder',
+    'read_picture',
+    'why_unreadable',
 ]
 
 MAX_LINES = 10  # of each kind of error
@@ -757,7 +762,7 @@ def _check_picture(
 ) -> None:
     """Reads a picture's header, or all of it, and compares its size with the annotations."""
     try:
-        header = _read(path, deep)[0]
+        header = read_picture(path, deep)[0]
     except ValueError as error:
         findings.error('pictures that cannot be read', f'{path}: {error}')
         return
@@ -829,7 +834,7 @@ def _note_mode(path: str, header: Header, pictures: Pictures, findings: Findings
 def why_unreadable(path: str) -> str | None:
     """Why a picture cannot be decoded, as part of a sentence; None if it can."""
     try:
-        _read(path, deep=True)
+        read_picture(path, deep=True)
     except ValueError as error:
         return str(error)
     except Image.DecompressionBombError:
@@ -837,7 +842,7 @@ def why_unreadable(path: str) -> str | None:
     return None
 
 
-def _read(path: str, deep: bool) -> tuple[Header, np.ndarray | None]:
+def read_picture(path: str, deep: bool) -> tuple[Header, np.ndarray | None]:
     """A picture's header, and its pixels if it was decoded.
 
     Args:
@@ -944,7 +949,7 @@ def _check_label_map(
 ) -> None:
     """Decodes a label map and compares it with its picture and the classes."""
     try:
-        header, values = _read(label_map, deep=True)
+        header, values = read_picture(label_map, deep=True)
     except (ValueError, Image.DecompressionBombError) as error:
         findings.error('label maps that cannot be read', f'{label_map}: {error}')
         return
@@ -956,7 +961,7 @@ def _check_label_map(
         )
         return
     try:
-        about, _ = _read(path, deep=False)
+        about, _ = read_picture(path, deep=False)
     except (ValueError, Image.DecompressionBombError):
         about = header  # reported with the pictures
     turns = data.pictures.turns and about.orientation >= 5

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from mmfocal.errors import UserError
 
+from .checking import IGNORED_LABEL, Header, leaves_folder, read_picture
 from .shapes import CLASSES, NUM_IMAGES, prepare_shapes, shapes_root
 
 __all__ = ['DATASETS', 'Archive', 'Dataset', 'Split', 'check', 'prepare']
 
-IGNORED_LABEL = 255
 MAX_NAMES = 3  # files named in a message of many
 
 
@@ -422,9 +422,7 @@ def _check_annotations(
             f'{path} is damaged: not the JSON of COCO ({type(error).__name__}: {error}).'
         ]
     problems = []
-    outside = sorted(
-        name for name in sizes if Path(name).is_absolute() or '..' in Path(name).parts
-    )
+    outside = sorted(filter(leaves_folder, sizes))
     if outside:
         problems.append(f'{path} names files out of {split.images}: {_some(outside)}.')
     absent = sorted(set(sizes) - set(images) - set(outside))
@@ -440,21 +438,20 @@ def _check_annotations(
 def _check_image(
     path: Path, size: tuple[int, int] | None, label_map: Path | None, num_labels: int
 ) -> list[str]:
-    image, problem = _open(path)
+    header, _, problem = _open(path)
     if problem:
         return [problem]
     problems = []
-    if size and image.size != size:
-        problems.append(f'{path} has (width, height) {image.size}, its annotations say {size}.')
+    if size and header.size != size:
+        problems.append(f'{path} has (width, height) {header.size}, its annotations say {size}.')
     if label_map:
-        labels, problem = _open(label_map)
+        labels, values, problem = _open(label_map)
         if problem:
             return [*problems, problem]
-        values = np.asarray(labels)
         if values.ndim != 2:
             problems.append(f'{label_map} has {values.shape[2]} channels, not one of labels.')
-        elif labels.size != image.size:
-            problems.append(f'{label_map} has (width, height) {labels.size}, not {image.size}.')
+        elif labels.size != header.size:
+            problems.append(f'{label_map} has (width, height) {labels.size}, not {header.size}.')
         elif ((values >= num_labels) & (values != IGNORED_LABEL)).any():
             problems.append(
                 f'{label_map} holds label {values[values != IGNORED_LABEL].max()}; labels are '
@@ -463,14 +460,12 @@ def _check_image(
     return problems
 
 
-def _open(path: Path) -> tuple[Image.Image | None, str | None]:
-    """An image with its pixels, or why there is none."""
+def _open(path: Path) -> tuple[Header | None, np.ndarray | None, str | None]:
+    """An image's header and pixels, or why there are none."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image, None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return None, f'{path} cannot be read: {error}.'
+        return *read_picture(str(path), deep=True), None
+    except (ValueError, Image.DecompressionBombError) as error:
+        return None, None, f'{path} cannot be read: {error}'
 
 
 def _exists(root: Path, split: Split) -> bool:

@@ -150,12 +150,14 @@ def _find_cause(runner: Runner, wrapper: OptimWrapper, batch: Any) -> str:
         return (
             f'Weights are not finite: {_some(names)}; the gradient of an iteration before was not.'
         )
-    found: list[str] = []
-    handles = [
-        module.register_forward_hook(_watcher(name, found), with_kwargs=True)
-        for name, module in model.named_modules()
-        if name  # what the model itself gives are the losses
-    ]
+    search = _Search(model)
+    handles = []
+    for name, module in model.named_modules():
+        if name:  # what the model itself gives are the losses
+            handles.append(
+                module.register_forward_pre_hook(search.input_watcher(name), with_kwargs=True)
+            )
+            handles.append(module.register_forward_hook(search.watcher(name), with_kwargs=True))
     try:
         # Compiled blocks would run without the hooks.
         with (
@@ -164,18 +166,18 @@ def _find_cause(runner: Runner, wrapper: OptimWrapper, batch: Any) -> str:
             wrapper.optim_context(model),
         ):
             data = model.data_preprocessor(batch, True)
-            found.clear()  # its outputs are the pictures, next
+            search.found = None  # its outputs are the pictures, next
             if not all(map(_is_finite, _tensors(data))):
                 return 'The pictures that the model gets are not finite themselves.'
             losses = model._run_forward(data, mode='loss')
     except Exception as error:  # the values that it fails on are the reason why it is run
-        if not found:
+        if search.found is None:
             return f'Running the batch again to find the cause failed: {error!r}.'
     finally:
         for handle in handles:
             handle.remove()
-    if found:
-        return found[0]
+    if search.found is not None:
+        return search.found
     bad = [name for name, value in losses.items() if not all(map(_is_finite, _tensors(value)))]
     if bad:
         return f'All layers give finite values; what is computed from them is not: {_some(bad)}.'
@@ -185,23 +187,63 @@ def _find_cause(runner: Runner, wrapper: OptimWrapper, batch: Any) -> str:
     )
 
 
-def _watcher(name: str, found: list[str]) -> Callable[..., None]:
-    """A forward hook that enters its layer into ``found`` if it is the first."""
+class _Search:
+    """Looks for the first layer whose output is not finite.
 
-    def look(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        bad = [tensor for tensor in _tensors(output) if not _is_finite(tensor)]
-        if found or not bad:
-            return
-        wrong = bad[0].numel() - int(bad[0].isfinite().sum())
-        inputs = [x.abs().max().item() for x in _tensors((args, kwargs)) if x.numel()]
-        given = f'from inputs of at most {max(inputs):.3g}' if inputs else 'without inputs'
-        found.append(
-            f'The first layer whose output is not finite is {name} '
-            f'({type(module).__name__}): {wrong} of {bad[0].numel()} values of '
-            f'{str(bad[0].dtype).removeprefix("torch.")}, {given}.'
+    Attributes:
+        found: a sentence about it, None so far.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.found: str | None = None
+        self.before = 'no layer ran before'
+        self.is_given_finite: dict[str, bool] = {}
+
+    def input_watcher(self, name: str) -> Callable[..., None]:
+        """A hook in front of the layer of that name."""
+
+        def look(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if self.found is None:
+                self.is_given_finite[name] = all(map(_is_finite, _tensors((args, kwargs))))
+
+        return look
+
+    def watcher(self, name: str) -> Callable[..., None]:
+        """A forward hook for the layer of that name."""
+
+        def look(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            if self.found is not None:
+                return
+            outputs = list(_tensors(output))
+            bad = [tensor for tensor in outputs if not _is_finite(tensor)]
+            if bad:
+                self.found = self._sentence(name, bad[0])
+            elif outputs:
+                most = max((x.abs().max().item() for x in outputs if x.numel()), default=0.0)
+                self.before = f'the layer before it, {name}, gives values up to {most:.3g}'
+
+        return look
+
+    def _sentence(self, name: str, bad: Tensor) -> str:
+        wrong = bad.numel() - int(bad.isfinite().sum())
+        dtype = str(bad.dtype).removeprefix('torch.')
+        count = f'{wrong:,} of {bad.numel():,} values of {dtype}; {self.before}'
+        kind = type(self.model.get_submodule(name)).__name__
+        if self.is_given_finite[name]:
+            return f'The first layer whose output is not finite is {name} ({kind}): {count}.'
+        # What it was given was not finite either: that comes from the code of a layer around it.
+        # Lists of layers are around it too, but have no code of their own.
+        around, inner = name, name
+        while around and not self.is_given_finite.get(around):
+            inner = around if around in self.is_given_finite else inner
+            around = around.rpartition('.')[0]
+        kind = type(self.model.get_submodule(around)).__name__
+        inner = inner.removeprefix(f'{around}.')
+        return (
+            f'The first values that are not finite are computed in {around or "the model"} '
+            f'({kind}), for the input of its layer {inner} ({count}).'
         )
-
-    return look
 
 
 def _check_weights(runner: Runner) -> None:
