@@ -35,7 +35,7 @@ model = dict(
         num_classes=num_classes,
         dropout_ratio=0.0,
         norm_cfg=norm_cfg,
-        loss_decode=dict(**cross_entropy, loss_weight=0.4),
+        loss_decode=dict(**cross_entropy, loss_weight=1.0),
     ),
 )
 
