@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import runpy
 import subprocess
@@ -543,6 +544,56 @@ def test_classes_and_suffixes_are_read_from_source():
     assert find_source('NoSuchDataset', ['mmdet.datasets', 'no.such.module']) is None
 
 
+ODD_VALUES = (
+    *(None, True, 0, -1, 1e308, -1e308, NAN, INFINITY, 2**200, '', 'x', '\0', '../x', '\ud800'),
+    *([], [[]], [None], [[None]], [[NAN] * 6], [['x'] * 6], [[1] * 7], [1] * 4, ['x'] * 4),
+    *({}, {'id': 1}, {'counts': [], 'size': []}, {'counts': 'x', 'size': [48, 64]}),
+    *({'counts': [NAN], 'size': [48, 64]}, {'counts': [[1]], 'size': [48, 64]}),
+)
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every place in nested lists and dicts: the container, and the key or index in it."""
+    keys = value if isinstance(value, dict) else range(len(value))
+    for key in list(keys):
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from places(value[key])
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_nothing_in_an_annotation_file_breaks_the_check(seed):
+    """Up to three odd values in random places; findings, never another error."""
+    draw = random.Random(seed)
+    with in_empty_folder():
+        write_coco()
+        for _ in range(60):
+            content = coco()
+            for _ in range(draw.randint(1, 3)):
+                container, key = draw.choice(list(places(content)))
+                container[key] = draw.choice(ODD_VALUES)
+            Path('data/train.json').write_text(json.dumps(content))
+            assert report(coco_config(), deep=draw.random() < 0.5)[-1].startswith('Data check: ')
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_nothing_in_a_file_breaks_the_check(seed):
+    """Annotation files and pictures with random bytes changed, or cut off."""
+    draw = random.Random(seed)
+    with in_empty_folder():
+        write_coco(other_form('1.png', lambda: picture('1.png')))
+        files = [Path('data/train.json'), *(Path('data/images', f'{i}.jpg') for i in (2, 3))]
+        files.append(Path('data/images/1.png'))
+        contents = {path: path.read_bytes() for path in files}
+        for _ in range(40):
+            for path, content in contents.items():
+                changed = bytearray(content[: draw.choice([len(content), draw.randrange(900)])])
+                for _ in range(draw.randint(0, 3) if changed else 0):
+                    changed[draw.randrange(len(changed))] = draw.randrange(256)
+                path.write_bytes(changed)
+            assert report(coco_config(), deep=draw.random() < 0.5)[-1].startswith('Data check: ')
+
+
 # --- The tools ------------------------------------------------------------------------------
 
 
@@ -909,14 +960,13 @@ def test_infinite_gradients_that_scaling_leaves_out_are_no_error(tmp_path):
     assert (tmp_path / 'iter_5.pth').is_file()
 
 
-def test_layers_are_named_in_compiled_models_too(tmp_path, monkeypatch):
-    stances = []
-    real = torch.compiler.set_stance
-    monkeypatch.setattr(
-        torch.compiler, 'set_stance', lambda stance: stances.append(stance) or real(stance)
-    )
-    stopped(tmp_path, Regressor())
-    assert stances == ['force_eager']
+def test_layers_are_named_in_compiled_blocks_too(tmp_path):
+    model = Regressor()
+    block = model.backbone.stages[1].blocks[0]
+    block.mlp.act = Logarithm()
+    block.compile(backend='eager')
+    text = stopped(tmp_path, model)
+    assert 'in iteration 1: ' in text and 'is backbone.stages.1.blocks.0.mlp.act (Loga' in text
 
 
 TWO_PROCESSES = """
