@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -571,7 +572,7 @@ def test_nothing_in_an_annotation_file_breaks_the_check(seed):
             content = coco()
             for _ in range(draw.randint(1, 3)):
                 container, key = draw.choice(list(places(content)))
-                container[key] = draw.choice(ODD_VALUES)
+                container[key] = copy.deepcopy(draw.choice(ODD_VALUES))
             Path('data/train.json').write_text(json.dumps(content))
             assert report(coco_config(), deep=draw.random() < 0.5)[-1].startswith('Data check: ')
 
@@ -1066,9 +1067,9 @@ First lines of the real messages, printed by `python tests/test_bad_input.py`, w
 them with this page.
 
 `tools/check_data.py CONFIG` looks at the data of a config: every annotation, whether every file is
-there, and the headers of up to {headers:,} pictures (of {maps} label maps all pixels) of each data
-set, for at most {seconds:.0f} seconds; `--deep` decodes all. `tools/train.py` does the same before
-it builds anything, unless `--no-data-check` is given. What would end a training run, or teach it
+there, the headers of up to {headers:,} pictures and all pixels of up to {maps} label maps of each
+data set, for at most {seconds:.0f} seconds each; `--deep` decodes all. `tools/train.py` does the
+same before it builds anything, unless `--no-data-check` is given. What would end a training run, or teach it
 wrong things, is an error and ends the tool with status 2; what a run copes with is a note. At most
 {lines} errors of each kind are listed, with the count of the others, and one line sums up:
 
@@ -1077,9 +1078,9 @@ wrong things, is an error and ends the tool with status 2; what a run copes with
 ```
 
 A few annotations that mmdet leaves out are a note; errors in the table below that say "more than
-{share:.0%}" are notes up to that share. Files in other storage (`backend_args`) and data sets that
-read their annotations in another way than `CocoDataset` and `BaseSegDataset` are not looked at,
-which a note says.
+{share:.0%}" are notes up to that share. Files in other storage
+(`backend_args`) are not looked at, nor data sets that read their annotations in another way than
+`CocoDataset` and `BaseSegDataset`, which a note says.
 """
 
 
