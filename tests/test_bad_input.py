@@ -1073,15 +1073,17 @@ there, the headers of up to {headers:,} pictures and all pixels of up to {maps} 
 data set, for at most {seconds:.0f} seconds each; `--deep` decodes all. `tools/train.py` does the
 same before it builds anything, unless `--no-data-check` is given. What would end a training run,
 or teach it wrong things, is an error and ends the tool with status 2; what a run copes with is a
-note. At most {lines} errors of each kind are listed, with the count of the others, and one line sums up:
+note. At most {lines} errors of each kind are listed, with the count of the others, and one line
+sums up:
 
 ```
 {summary}
 ```
 
 A few annotations that mmdet leaves out are a note; errors in the table below that say "more than
-{share:.0%}" are notes up to that share. Files in other storage (`backend_args`) are not looked at, nor data sets
-that read annotations in another way than `CocoDataset` and `BaseSegDataset`, which a note says.
+{share:.0%}" are notes up to that share. Files in other storage (`backend_args`) are not looked at,
+nor data sets that read annotations in another way than `CocoDataset` and `BaseSegDataset`, which a
+note says.
 """
 
 
