@@ -55,7 +55,8 @@ class NonFiniteHook(Hook):
         wrapper = runner.optim_wrapper
         wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
         for each in wrappers:
-            self._watch(runner, each)
+            if isinstance(each, OptimWrapper):  # DeepSpeed's looks at the loss itself
+                self._watch(runner, each)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keeps what it takes to repeat the iteration."""
