@@ -150,6 +150,8 @@ def final(work_dir):
     path, notes = newest_whole(work_dir)
     assert not notes
     checkpoint = load_checkpoint_file(path)
+    for info in (checkpoint['meta'], checkpoint['message_hub']['runtime_info']):
+        assert 'train_dataloader = ' in info['cfg']  # in that of resumed runs too
     history = checkpoint['message_hub']['log_scalars']['train/loss']._log_history
     found = {'iterations': checkpoint['meta']['iter'], 'losses': history.tolist()}
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from mmdet.apis import DetInferencer
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -254,9 +255,26 @@ def test_odd_content_is_refused(tmp_path, payload, reason):
         load_checkpoint_file(saved(tmp_path / 'odd.pth', payload))
 
 
-def test_code_in_meta_is_dropped(tmp_path):
-    path = saved(tmp_path / 'code.pth', dict(config='import os', cfg='a = 1', epoch=3))
-    assert load_checkpoint_file(path)['meta'] == dict(cfg='a = 1', epoch=3)
+def test_configs_in_a_file_are_not_run(tmp_path):
+    """On resume by mmengine, and by an inferencer that has to find the config by itself."""
+    marker = tmp_path / 'ran'
+    code = f'open({str(marker)!r}, "w").close()\nmodel = dict()'
+    payload = dict(
+        state_dict={},
+        meta=dict(config=code, cfg=code, epoch=3),
+        message_hub=dict(runtime_info=dict(cfg=code, iter=7)),
+    )
+    path = tmp_path / 'code.pth'
+    torch.save(payload, path)
+    install_safe_loading()
+    loaded = CheckpointLoader.load_checkpoint(str(path), 'cpu')
+    assert loaded['meta'] == dict(epoch=3)
+    assert loaded['message_hub'] == dict(runtime_info=dict(iter=7))
+    with pytest.raises(ValueError, match='Cannot find the config'):
+        DetInferencer(weights=str(path), device='cpu')
+    assert not marker.exists()
+    # The texts can be read, as text.
+    assert load_checkpoint_file(path) == payload
 
 
 def test_what_others_allow_is_not_allowed_here(tmp_path):

@@ -87,6 +87,8 @@ class RunStateHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Validates if that was due when the run was saved."""
+        # What is said here is saved; texts of configs are not taken from files (safe_loading.py).
+        runner.message_hub.update_info('cfg', runner.cfg.pretty_text)
         if runner.iter > 0 and _validation_is_due(runner):
             runner.logger.info('Validation was due when this run was saved, and is made up for.')
             runner.val_loop.run()

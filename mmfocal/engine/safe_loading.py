@@ -9,7 +9,7 @@ and nothing else. Nothing falls back to unsafe loading.
 
 Upstream gaps that this closes: mmengine 0.10.7 cannot load its own files on torch >= 2.6 and loads
 URLs without ``weights_only``; onedl-mmengine 0.10.12 loads unsafely what it cannot load safely;
-both run the text that a file holds as ``meta['config']`` on resume.
+both run the texts of configs that a file holds, on resume and in inferencers.
 """
 
 from __future__ import annotations
@@ -79,8 +79,20 @@ def install_safe_loading() -> None:
 
 
 def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
-    """Loader for mmengine, which prints the part of the name behind ``load_from_``."""
-    return load_checkpoint_file(filename, map_location)
+    """Loader for mmengine, which prints the part of the name behind ``load_from_``.
+
+    Leaves out the texts of configs that a file may hold: mmengine runs one on resume, and its
+    inferencers another if they are given a checkpoint and no config.
+    """
+    checkpoint = load_checkpoint_file(filename, map_location)
+    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
+    hub = checkpoint.get('message_hub') if isinstance(checkpoint, dict) else None
+    info = hub.get('runtime_info') if isinstance(hub, dict) else None
+    for holder in (meta, info):
+        if isinstance(holder, dict):
+            for name in ('cfg', 'config'):
+                holder.pop(name, None)
+    return checkpoint
 
 
 # --- Where it comes from ----------------------------------------------------------------------
@@ -327,8 +339,7 @@ def _restored(value: Any) -> Any:
     """The loaded content in plain containers, with stand-ins replaced by the real things.
 
     A file may set attributes on an ``OrderedDict`` that change how it is copied later; only
-    ``_metadata`` of state dicts is kept. ``meta['config']``, text that mmengine would run on
-    resume, is dropped.
+    ``_metadata`` of state dicts is kept.
     """
     if isinstance(value, (_Array, _Buffer)):
         return value.value
@@ -337,8 +348,6 @@ def _restored(value: Any) -> Any:
     if isinstance(value, dict):
         # Counter and OrderedDict stay what they are.
         restored = type(value)({key: _restored(item) for key, item in value.items()})
-        if isinstance(restored.get('meta'), dict):
-            restored['meta'].pop('config', None)
         metadata = getattr(value, '_metadata', None)
         if isinstance(metadata, dict):
             restored._metadata = _restored(metadata)
