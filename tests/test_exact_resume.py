@@ -7,11 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from itertools import count
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from mmengine.config import Config
@@ -244,6 +247,45 @@ def test_request_to_end_saves_between_checkpoints(tmp_path, whole, when, name):
     assert newest_whole(tmp_path)[0].name == name  # epochs have 5 iterations
     train(config(tmp_path, True, 2), resume=True)
     assert_equal(final(tmp_path), whole[True])
+
+
+WITH_WORKERS = """
+import multiprocessing, os, signal, time
+from torch.utils.data import DataLoader
+from mmfocal.engine.data_loader import ResumableDataLoader, prepare_workers
+
+# More than a pipe holds: workers wait until somebody takes it.
+loader = DataLoader([bytes(1 << 20)] * 64, num_workers=2, collate_fn=list)
+if {ours}:
+    loader = ResumableDataLoader(loader, seed=0, rank=0)
+else:
+    prepare_workers(loader)
+batches = iter(loader)
+next(batches)
+time.sleep(1)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize('ours', [True, False])
+def test_workers_of_a_killed_process_end(ours):
+    program = WITH_WORKERS.format(ours=ours)
+    command = [sys.executable, '-c', program]
+    # Not a pipe, which would wait for the workers to close it.
+    with tempfile.TemporaryFile('w+') as output:
+        subprocess.run(command, stdout=output, timeout=60)
+        output.seek(0)
+        workers = [int(number) for number in output.read().split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and any(map(is_running, workers)):
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
+
+
+def is_running(number):
+    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
 
 
 # --- Files ----------------------------------------------------------------------------------

@@ -209,3 +209,12 @@ def test_pictures_below_a_wrapper_are_looked_for(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = message(load_config('focal-l_dyhead_2x'), 'train')
     assert 'train_dataloader.dataset.dataset.data_root=FOLDER' in text
+
+
+@pytest.mark.parametrize('name', ['ann_file', 'proposal_file'])
+@pytest.mark.parametrize('suffix', ['pkl', 'PKL', 'pickle', 'yaml'])
+def test_files_that_can_hold_code_are_refused(name, suffix):
+    dataset = dict(type='CocoDataset', ann_file='train.json', data_root='data')
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset | {name: f'a/b.{suffix}'})))
+    with pytest.raises(UserError, match=rf'dataset\.{name}: .*JSON, got a/b\.{suffix}\.'):
+        check_data(cfg)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -166,8 +169,25 @@ def _kill_workers() -> None:
             process.kill()
 
 
+def prepare_workers(loader: DataLoader) -> None:
+    """Lets the workers that another loader will start behave like those of this module's."""
+    loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+
+
 def _begin_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
     # Clusters signal all processes. The main process ends the workers once it has saved.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent has been killed.
+
+    PyTorch's workers notice that as well, but then wait for ever until somebody takes the batches
+    that they have made, if those are larger than what a pipe holds.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

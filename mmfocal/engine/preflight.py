@@ -48,6 +48,8 @@ EMBEDDED = {
     'mmseg': 'mmseg/focal_upernet_shapes',
     'mmpretrain': 'mmpretrain/focal_shapes',
 }
+# Files that mmengine reads by running what they say.
+PROGRAMS = ('.pkl', '.pickle', '.yaml', '.yml')
 # What transforms of mmdet import that mmdet does not require.
 PACKAGES = {'InstaBoost': 'instaboostfast', 'Albu': 'albumentations'}
 
@@ -70,7 +72,8 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
     Raises:
         MissingDataError: what is missing, where it was looked for, how to get it, how to point
             elsewhere, and what to try instead.
-        UserError: a transform needs a package that is not installed.
+        UserError: a transform needs a package that is not installed, or annotations are in a file
+            that can hold code.
     """
     missing, options, kinds = [], {}, []
     for split in splits:
@@ -79,6 +82,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
             continue
         for key, dataset in _leaves(f'{split}_dataloader.dataset', loader['dataset']):
             _check_packages(f'{key}.pipeline', dataset)
+            _check_formats(key, dataset)
             absent = [path for path in _paths(dataset) if not os.path.exists(path)]
             if not absent:
                 continue
@@ -288,6 +292,18 @@ def _check_packages(key: str, dataset: dict) -> None:
             raise UserError(
                 f'{key}.{number}, {step["type"]}, needs a package that is not installed. Run: pip '
                 f'install {package}, or leave this transform out of the config.'
+            )
+
+
+def _check_formats(key: str, dataset: dict) -> None:
+    """Raises UserError if the data set reads a file that can hold code."""
+    for name in ('ann_file', 'proposal_file'):
+        path = dataset.get(name)
+        if isinstance(path, str) and path.lower().endswith(PROGRAMS):
+            raise UserError(
+                f'{key}.{name}: expected a file with data alone, such as JSON, got {path}. A '
+                f'{Path(path).suffix} file can hold code, which is run when the file is read. If '
+                'you trust its origin, read it and write its content as JSON.'
             )
 
 

@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
-from .data_loader import stop_workers
+from .data_loader import prepare_workers, stop_workers
 from .randomness import derived_seed, seed_generators
 from .saving import written_atomically
 
@@ -89,6 +89,8 @@ class RunStateHook(Hook):
         """Validates if that was due when the run was saved."""
         # What is said here is saved; texts of configs are not taken from files (safe_loading.py).
         runner.message_hub.update_info('cfg', runner.cfg.pretty_text)
+        if runner.val_loop is not None:
+            prepare_workers(runner.val_loop.dataloader)
         if runner.iter > 0 and _validation_is_due(runner):
             runner.logger.info('Validation was due when this run was saved, and is made up for.')
             runner.val_loop.run()
