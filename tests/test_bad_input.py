@@ -562,37 +562,13 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
             yield from places(value[key])
 
 
-@pytest.mark.parametrize('seed', range(5))
-def test_nothing_in_an_annotation_file_breaks_the_check(seed):
-    """Up to three odd values in random places; findings, never another error."""
-    draw = random.Random(seed)
-    with in_empty_folder():
-        write_coco()
-        for _ in range(60):
-            content = coco()
-            for _ in range(draw.randint(1, 3)):
-                container, key = draw.choice(list(places(content)))
-                container[key] = copy.deepcopy(draw.choice(ODD_VALUES))
-            Path('data/train.json').write_text(json.dumps(content))
-            assert report(coco_config(), deep=draw.random() < 0.5)[-1].startswith('Data check: ')
-
-
-@pytest.mark.parametrize('seed', range(3))
-def test_nothing_in_a_file_breaks_the_check(seed):
-    """Annotation files and pictures with random bytes changed, or cut off."""
-    draw = random.Random(seed)
-    with in_empty_folder():
-        write_coco(other_form('1.png', lambda: picture('1.png')))
-        files = [Path('data/train.json'), *(Path('data/images', f'{i}.jpg') for i in (2, 3))]
-        files.append(Path('data/images/1.png'))
-        contents = {path: path.read_bytes() for path in files}
-        for _ in range(40):
-            for path, content in contents.items():
-                changed = bytearray(content[: draw.choice([len(content), draw.randrange(900)])])
-                for _ in range(draw.randint(0, 3) if changed else 0):
-                    changed[draw.randrange(len(changed))] = draw.randrange(256)
-                path.write_bytes(changed)
-            assert report(coco_config(), deep=draw.random() < 0.5)[-1].startswith('Data check: ')
+def with_odd_values(draw: random.Random) -> dict[str, Any]:
+    """Annotations with up to three odd values in random places."""
+    content = coco()
+    for _ in range(draw.randint(1, 3)):
+        container, key = draw.choice(list(places(content)))
+        container[key] = copy.deepcopy(draw.choice(ODD_VALUES))
+    return content
 
 
 # --- The tools ------------------------------------------------------------------------------

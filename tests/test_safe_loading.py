@@ -3,10 +3,13 @@
 import http.server
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import zipfile
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -419,3 +422,17 @@ def test_damaged_archive_with_valid_frame_is_told(tmp_path):
         archive.writestr('archive/version', b'3\n')
     with pytest.raises(CheckpointError, match='cut off or damaged'):
         load_checkpoint_file(path)
+
+
+# --- What nobody thought of ---------------------------------------------------------------------
+
+
+def test_changed_files_are_read_or_refused():
+    """A short run of tests/fuzz_readers.py; SECURITY.md says what a long one found."""
+    script = Path(__file__).with_name('fuzz_readers.py')
+    done = subprocess.run(
+        [sys.executable, script, '--seconds', '12'], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(' | ') for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 6 and all(int(row[1].replace(',', '')) > 0 for row in rows), done.stdout
