@@ -3,8 +3,9 @@ STACK ?= official
 VENV := $(if $(filter official,$(STACK)),.venv,.venv-$(STACK))
 PY := $(VENV)/bin/python
 TESTS ?= tests
-# Threads that wait by spinning starve whatever else is on the machine, as in tools/_startup.py.
+# Threads that wait spin for a while, and not for ever, as in tools/_startup.py.
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 6000
 
 .PHONY: help env demo demo-seg test lint doctor clean
 

@@ -39,7 +39,7 @@ model = dict(
     ),
 )
 
-max_iters = 2000
+max_iters = 2200
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
