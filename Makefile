@@ -7,12 +7,13 @@ TESTS ?= tests
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 6000
 
-.PHONY: help env demo demo-seg test lint doctor clean
+.PHONY: help env demo demo-seg test coverage lint doctor clean
 
 help:
 	@echo "make demo     train a small detector on drawn shapes, with pictures; needs no GPU"
 	@echo "make demo-seg the same for segmentation, with a small UPerNet"
 	@echo "make test     lint and the whole test suite; TESTS='tests/test_geometry.py ...' for a part"
+	@echo "make coverage what of mmfocal/ the tests run, and which lines they do not"
 	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit"
 	@echo "make env      the environment alone; each of the above makes it first"
 	@echo "make lint     ruff, as in make test"
@@ -37,6 +38,11 @@ demo-seg: env
 test: lint
 	@$(PY) -m pytest $(TESTS)
 
+coverage: env
+	@$(PY) -m coverage run -m pytest $(TESTS)
+	@$(PY) -m coverage combine --quiet
+	@$(PY) -m coverage report --show-missing --skip-covered
+
 lint: env
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -45,4 +51,4 @@ doctor: env
 	@$(PY) tools/doctor.py
 
 clean:
-	rm -rf .venv .venv-onedl build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-onedl .coverage* build *.egg-info .pytest_cache .ruff_cache
