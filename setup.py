@@ -28,7 +28,26 @@ setup(
     long_description=read('README.md'),
     long_description_content_type='text/markdown',
     license='MIT',
+    keywords='Focal Transformer, object detection, instance segmentation, semantic segmentation',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in (10, 11, 12)),
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+    ],
     packages=find_packages(include=['mmfocal', 'mmfocal.*']),
+    # Where OpenMMLab's packages carry theirs: links in a checkout, files in a wheel.
+    package_data={
+        'mmfocal': [
+            *('.mim/configs/**/*.py', '.mim/configs/*.y*ml', '.mim/tools/*.py', '.mim/tools/*.sh'),
+            '.mim/model-index.yml',
+        ]
+    },
+    entry_points={'console_scripts': ['mmfocal = mmfocal.__main__:main']},
     python_requires='>=3.10,<3.13',
     # torch and one of two stacks with the same import names: which one is the user's choice.
     install_requires=['torch>=2.6', 'numpy', 'opencv-python', 'pycocotools', 'matplotlib'],

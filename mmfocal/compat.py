@@ -186,13 +186,16 @@ def require_mmcv_ops() -> None:
 
 
 def register_config_packages() -> None:
-    """Lets mmengine find ``_base_ = 'mmseg::...'`` on OneDL's stack.
+    """Lets mmengine find ``_base_ = 'mmfocal::...'``, and ``'mmseg::...'`` on OneDL's stack.
 
-    It looks for the distribution mmsegmentation, which is called onedl-mmsegmentation there; the
-    name of the module serves as well.
+    It knows OpenMMLab's packages alone, and looks for the distribution mmsegmentation, which is
+    called onedl-mmsegmentation there; the name of a module serves as well. It also serves where
+    mmfocal is installed as a link to a checkout, of whose distribution mmengine asks the wrong
+    place.
     """
     from mmengine.config.utils import MODULE2PACKAGE
 
+    MODULE2PACKAGE['mmfocal'] = 'mmfocal.version'
     if installed(MODULE2PACKAGE['mmseg']) is None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 

@@ -27,7 +27,7 @@ from mmfocal.engine.config import REPOSITORY, load_config
 from mmfocal.geometry import FocalGeometry, FocalKeys
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 
-__all__ = ['Cost', 'load_published', 'measure', 'page', 'unpublished']
+__all__ = ['Cost', 'load_published', 'measure', 'metafile', 'page', 'unpublished']
 
 PUBLISHED = REPOSITORY / 'configs' / 'published.yaml'
 # What published tables count by family, in pixels, height and width.
@@ -152,6 +152,46 @@ def page(published: Mapping[str, Mapping[str, Any]]) -> str:
         f'- [{name}](../configs/{name}){_first_comment(name)}' for name in unpublished(published)
     ]
     return '\n'.join(sections) + '\n'
+
+
+METAFILE_HEAD = """# What OpenMMLab's package manager mim knows of the models. Made by
+# tools/model_zoo.py from published.yaml, and as there all results are the authors', not of this
+# repository, which offers no weights.
+"""
+
+
+def metafile(published: Mapping[str, Mapping[str, Any]]) -> str:
+    """The text of ``configs/metafile.yml``, in the form that OpenMMLab's packages have."""
+    paper = dict(
+        Title='Focal Self-attention for Local-Global Interactions in Vision Transformers',
+        URL='https://arxiv.org/abs/2107.00641',
+    )
+    models = []
+    for name, entry in published.items():
+        models.append(
+            {
+                'Name': Path(name).stem,
+                'In Collection': 'Focal Transformer',
+                'Config': f'configs/{name}',
+                'Metadata': dict(Method=entry['method'], Backbone=entry['backbone']),
+                'Results': _results(entry),
+            }
+        )
+    collection = dict(Name='Focal Transformer', Paper=paper)
+    text = yaml.safe_dump(dict(Collections=[collection], Models=models), sort_keys=False, width=99)
+    return METAFILE_HEAD + text
+
+
+def _results(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if 'miou' in entry:
+        metrics = dict(zip(('mIoU', 'mIoU (ms+flip)'), entry['miou'], strict=True))
+        return [dict(Task='Semantic Segmentation', Dataset='ADE20K', Metrics=metrics)]
+    results = []
+    for task, kind in (('Object Detection', 'box'), ('Instance Segmentation', 'mask')):
+        if values := entry.get(f'{kind}_ap'):
+            metrics = {f'{kind} AP': values[0]}
+            results.append(dict(Task=task, Dataset='COCO', Metrics=metrics))
+    return results
 
 
 HEAD = """# Models

@@ -33,6 +33,20 @@ def test_page_is_what_the_configs_say(published, costs, monkeypatch):
     )
 
 
+def test_metafile_is_what_the_published_figures_say(published):
+    text = (ROOT / 'configs/metafile.yml').read_text()
+    assert text == model_zoo.metafile(published), 'Run: python tools/model_zoo.py'
+    models = {model['Config']: model for model in yaml.safe_load(text)['Models']}
+    assert models.keys() == {f'configs/{name}' for name in published}
+    model = models['configs/mmdet/focal_maskrcnn_3x.py']
+    assert [result['Metrics'] for result in model['Results']] == [
+        {'box AP': 47.2},
+        {'mask AP': 42.7},
+    ]
+    (index,) = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    assert index == 'configs/metafile.yml'
+
+
 def test_sizes_are_the_published_ones(published, costs):
     checked = 0
     for name, entry in published.items():

@@ -1,5 +1,6 @@
 """Metadata of the package, requirements, and version checks say the same."""
 
+import os
 import re
 import subprocess
 import sys
@@ -90,3 +91,77 @@ def test_files_of_requirements_apply_the_constraints():
     for path in REQUIREMENTS:
         if path.name != 'constraints.txt':
             assert '-c constraints.txt' in path.read_text().splitlines(), path.name
+
+
+# --- The wheel ------------------------------------------------------------------------------
+
+USER_CONFIG = """
+_base_ = 'mmfocal::mmdet/focal_maskrcnn_shapes.py'
+num_images = dict(train=4, val=2)
+dataset = dict(data_root='shapes/', num_images=num_images)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dataset)
+val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dataset)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file='shapes/annotations/instances_val.json')
+test_evaluator = val_evaluator
+train_cfg = dict(max_iters=2, val_interval=2)
+"""
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    """Folder with what a wheel of this checkout holds."""
+    folder = tmp_path_factory.mktemp('wheel')
+    for command in (
+        f'setup.py -q egg_info -e {folder} build -b {folder}/build bdist_wheel -d {folder}',
+        f'-m pip install -q --no-deps --no-index -t {folder}/site -f {folder} mmfocal',
+    ):
+        done = subprocess.run(
+            [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    return folder / 'site'
+
+
+def in_other_folder(folder, installed, *arguments):
+    command = [sys.executable, '-W', 'ignore', '-m', 'mmfocal', *map(str, arguments)]
+    environment = {**os.environ, 'PYTHONPATH': str(installed), 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_wheel_carries_configs_and_tools(installed):
+    for kind in ('configs', 'tools'):
+        ours = {path.relative_to(ROOT / kind) for path in (ROOT / kind).rglob('*.[psy]*')}
+        ours = {path for path in ours if '__pycache__' not in path.parts}
+        carried = installed / 'mmfocal/.mim' / kind
+        assert ours == {
+            path.relative_to(carried)
+            for path in carried.rglob('*')
+            if path.is_file() and '__pycache__' not in path.parts
+        }
+    assert (installed / 'mmfocal/.mim/model-index.yml').is_file()
+    assert not list(installed.glob('tests*'))
+
+
+def test_wheel_trains_and_tests_from_another_folder(installed, tmp_path):
+    (tmp_path / 'mine.py').write_text(USER_CONFIG)
+    status, text = in_other_folder(tmp_path, installed, 'train', 'mine.py', '--work-dir', 'run')
+    assert status == 0, text
+    assert 'registry tree' not in text  # no scope that mmengine does not know
+    log = (tmp_path / 'run/mine.py').read_text()
+    assert "type='FocalTransformer'" in log
+    status, text = in_other_folder(
+        tmp_path, installed, 'test', 'mine.py', 'run/iter_2.pth', '--out', 'metrics.json'
+    )
+    assert status == 0 and 'coco/bbox_mAP' in (tmp_path / 'metrics.json').read_text(), text
+
+
+def test_tools_are_named_by_the_command(installed, tmp_path):
+    status, text = in_other_folder(tmp_path, installed)
+    assert status == 0
+    assert {line.split()[0] for line in text.splitlines() if line.startswith('  ')} == {
+        path.stem for path in (ROOT / 'tools').glob('[!_]*.py')
+    }
+    status, text = in_other_folder(tmp_path, installed, 'nonsense')
+    assert status == 2 and "there is no tool 'nonsense'" in text

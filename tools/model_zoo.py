@@ -1,5 +1,6 @@
 """Writes docs/model_zoo.md: published results, and parameters and FLOPs counted from the configs.
 
+configs/metafile.yml, which mim reads, is written too.
 With configs it prints what these amount to instead.
 """
 
@@ -13,6 +14,7 @@ import _startup
 from _startup import REPOSITORY
 
 PAGE = REPOSITORY / 'docs' / 'model_zoo.md'
+METAFILE = REPOSITORY / 'configs' / 'metafile.yml'
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,7 +29,7 @@ def parse_args() -> argparse.Namespace:
         help='in pixels, for configs that are named (default: 800 1280)',
     )
     parser.add_argument(
-        '--check', action='store_true', help='compare the page with the configs and write nothing'
+        '--check', action='store_true', help='compare both with the configs and write nothing'
     )
     return parser.parse_args()
 
@@ -37,7 +39,7 @@ def main() -> int:
     _startup.check_installation()
     from mmfocal.compat import CORE, check_versions
     from mmfocal.errors import user_errors_without_trace
-    from mmfocal.model_zoo import load_published, measure, page
+    from mmfocal.model_zoo import load_published, measure, metafile, page
 
     check_versions((*CORE, 'mmdet'))
     if args.configs:
@@ -45,20 +47,25 @@ def main() -> int:
             for config in args.configs:
                 print_cost(config, measure(config, tuple(args.image)))
         return 0
-    text = page(load_published())
-    if not args.check:
-        PAGE.write_text(text)
-        print(f'Wrote {PAGE.relative_to(REPOSITORY)}.')
-        return 0
-    old = PAGE.read_text() if PAGE.is_file() else ''
-    if old == text:
-        print(f'{PAGE.relative_to(REPOSITORY)} agrees with the configs.')
-        return 0
-    sys.stdout.writelines(
-        difflib.unified_diff(old.splitlines(True), text.splitlines(True), 'page', 'configs')
-    )
-    print('\nThe page does not agree with the configs. Run: python tools/model_zoo.py')
-    return 1
+    published = load_published()
+    texts = {PAGE: page(published), METAFILE: metafile(published)}
+    stale = False
+    for path, text in texts.items():
+        name = path.relative_to(REPOSITORY)
+        if not args.check:
+            path.write_text(text)
+            print(f'Wrote {name}.')
+            continue
+        old = path.read_text() if path.is_file() else ''
+        if old == text:
+            print(f'{name} agrees with the configs.')
+            continue
+        stale = True
+        sys.stdout.writelines(
+            difflib.unified_diff(old.splitlines(True), text.splitlines(True), str(name), 'configs')
+        )
+        print(f'\n{name} does not agree with the configs. Run: python tools/model_zoo.py')
+    return int(stale)
 
 
 def print_cost(config: str, cost) -> None:

@@ -164,6 +164,8 @@ def stop_workers() -> None:
 def _kill_workers() -> None:
     """Before multiprocessing terminates daemons by the signal that ours ignore, and waits."""
     stop_workers()
+    # PyTorch's handler takes each killed worker for a failure.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
