@@ -67,7 +67,7 @@ class Look:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--iterations', type=int, default=900, help='(default: 900)')
+    parser.add_argument('--iterations', type=int, default=1500, help='(default: 1500)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         looks = watch(Path(folder), args.iterations)

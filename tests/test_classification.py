@@ -26,6 +26,7 @@ HAS_TORCHVISION = importlib.util.find_spec('torchvision') is not None
 if not HAS_TORCHVISION:
     sys.path.append(STAND_INS)
 
+from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor  # noqa: E402
 from mmpretrain.registry import DATASETS, MODELS  # noqa: E402
 from mmpretrain.structures import DataSample  # noqa: E402
 
@@ -322,3 +323,13 @@ def test_crop_is_a_square_within_the_picture(box, expected):
     x, y, side = expected
     assert result['img_shape'] == result['img'].shape[:2] == (side, side)
     assert result['img'][0, 0].tolist() == [x, y, y]
+
+
+def test_layers_have_rates_of_their_own_by_mmpretrains_constructor():
+    model = build(ROOT / 'configs/mmpretrain/focal_shapes.py')
+    constructor = LearningRateDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='AdamW', lr=1.0, weight_decay=0.05)), dict(layer_decay_rate=0.5)
+    )
+    groups = constructor(model).optimizer.param_groups
+    blocks = sum(len(stage.blocks) for stage in model.backbone.stages)
+    assert {group['lr'] for group in groups} == {0.5**steps for steps in range(blocks + 2)}

@@ -15,7 +15,7 @@ from mmengine.utils import import_modules_from_strings
 from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
 from mmfocal.errors import UserError, is_first_process
 
-from . import checkpoints, loops, run_state  # noqa: F401  the latter two register themselves
+from . import checkpoints, layer_decay, loops, run_state  # noqa: F401  register themselves
 from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
 

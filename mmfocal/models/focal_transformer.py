@@ -555,6 +555,31 @@ class FocalTransformer(BaseModule):
             if hasattr(self, '_params_init_info'):
                 update_init_info(self, init_info=f'Pretrained: {cfg["checkpoint"]}')
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Which layer a parameter belongs to, for learning rates that differ by layer.
+
+        Layer 0 is the patch embedding and every block one more; the step between two stages
+        belongs to the block before it, norms of outputs to what lies behind the backbone, which is
+        the last layer. The interface is that of mmpretrain's backbones.
+
+        Args:
+            param_name: with ``prefix`` in front.
+            prefix: of the backbone's parameters, such as ``'backbone.'``.
+
+        Returns:
+            The layer, and the number of layers.
+        """
+        depths = [len(stage.blocks) for stage in self.stages]
+        num_layers = sum(depths) + 2
+        part, *rest = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or part.startswith('norm'):
+            return num_layers - 1, num_layers
+        if part != 'stages':
+            return 0, num_layers
+        stage = int(rest[0])
+        block = int(rest[2]) if rest[1] == 'blocks' else depths[stage] - 1
+        return sum(depths[:stage]) + block + 1, num_layers
+
     def train(self, mode: bool = True) -> FocalTransformer:
         """Sets training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
