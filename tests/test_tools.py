@@ -1,5 +1,6 @@
 """The tools as users start them, on a few drawn pictures, for both families."""
 
+import importlib.util
 import json
 import os
 import runpy
@@ -7,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from mmfocal.engine import load_checkpoint_file
+from mmfocal.engine import load_checkpoint_file, load_config, settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -349,3 +352,57 @@ def test_demo_tells_progress_and_metrics(monkeypatch, capsys, task, line, told):
     expected = [f'{done}/100  loss 1.5000  time left 0:01:00' for done in (10, 20, 50)]
     assert [text.split('] ')[1] for text in lines[:-1]] == expected
     assert lines[-1].strip() == f'held-out pictures: {told}'
+
+
+# --- What is watched ------------------------------------------------------------------------
+
+
+def test_switches_of_a_run(detector, folder):
+    """Averaged weights, the best checkpoint, an early end, curves."""
+    config, _ = detector
+    output = run_tool(
+        'train.py',
+        config,
+        *('--work-dir', 'watched', '--ema', '--save-best', '--early-stop', '1', '--log-to'),
+        *('--cfg-options', 'train_cfg.max_iters=8', 'train_cfg.val_interval=1'),
+        'optim_wrapper.optimizer.lr=0.0',  # no result is better than the first
+        cwd=folder,
+    )
+    assert 'the monitored metric did not improve' in output
+    work_dir = folder / 'watched'
+    (best,) = work_dir.glob('best_coco_bbox_mAP_iter_*.pth')
+    assert best.name.endswith('_1.pth')
+    assert 'ema_state_dict' in load_checkpoint_file(best)
+    assert not (work_dir / 'iter_8.pth').exists()
+    with Image.open(work_dir / 'curves.png') as picture:
+        assert np.asarray(picture.convert('L')).std() > 5  # not blank
+    assert not list(work_dir.glob('*/vis_data/events*'))
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--early-stop', '0'], 'expected a number of validations, got 0'),
+        (['--log-to', 'wandb'], 'pip install wandb'),
+    ],
+)
+def test_switches_that_cannot_be_are_told(monkeypatch, capsys, detector, options, message):
+    monkeypatch.setitem(sys.modules, 'wandb', None)  # whether it is installed or not
+    config, work_dir = detector
+    assert message in fails(
+        monkeypatch, capsys, 'train.py', config, '--work-dir', work_dir.with_name('none'), *options
+    )
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_tensorboard_is_used_where_it_is_installed(monkeypatch, there):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        settings.importlib.util,
+        'find_spec',
+        lambda name: there if name == 'tensorboard' else find_spec(name),
+    )
+    cfg = load_config('focal_upernet_160k')
+    settings.set_logs(cfg)
+    kinds = [backend['type'] for backend in cfg.visualizer.vis_backends]
+    assert kinds == ['LocalVisBackend'] + ['TensorboardVisBackend'] * there

@@ -39,6 +39,22 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='train without samples that cannot be loaded, each with a line in the log',
     )
+    parser.add_argument(
+        '--ema', action='store_true', help='evaluate and save averaged weights as well'
+    )
+    parser.add_argument('--save-best', action='store_true', help='keep the best checkpoint too')
+    parser.add_argument(
+        '--early-stop',
+        type=int,
+        metavar='N',
+        help='end after N validations without a better result',
+    )
+    parser.add_argument(
+        '--log-to',
+        nargs='*',
+        choices=['tensorboard', 'wandb', 'mlflow'],
+        help='log there too (default: TensorBoard where it is installed)',
+    )
     parser.add_argument('--seed', type=int, help='default: of the config, or drawn and recorded')
     add_common_options(parser)
     args = parser.parse_args()
@@ -60,6 +76,10 @@ def main() -> None:
     settings.set_work_dir(cfg, args.work_dir)
     if args.auto_scale_lr:
         settings.set_auto_scale_lr(cfg)
+    if args.ema:
+        settings.set_ema(cfg)
+    settings.set_stopping(cfg, args.save_best, args.early_stop)
+    settings.set_logs(cfg, args.log_to)
     notes = [
         settings.set_resume(cfg, args.resume),
         settings.set_precision(cfg, args.amp),

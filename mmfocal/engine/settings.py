@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -15,12 +16,21 @@ from mmengine.utils import import_modules_from_strings
 from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
 from mmfocal.errors import UserError, is_first_process
 
-from . import checkpoints, layer_decay, loops, run_state  # noqa: F401  register themselves
+from . import checkpoints, curves_hook, layer_decay, loops, run_state  # noqa: F401  register themselves
 from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
 
 # mmengine's loops, and those that can go on anywhere.
 LOOPS = {kind: f'Resumable{kind}' for kind in ('EpochBasedTrainLoop', 'IterBasedTrainLoop')}
+
+# Where a run can log to, beside its own folder: mmengine's name and the package that it needs.
+LOGS = {
+    'tensorboard': ('TensorboardVisBackend', 'tensorboard'),
+    'wandb': ('WandbVisBackend', 'wandb'),
+    'mlflow': ('MLflowVisBackend', 'mlflow'),
+}
+# The metric that says which checkpoint is best, by family.
+MAIN_METRICS = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU', 'mmpretrain': 'accuracy/top1'}
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
@@ -151,7 +161,7 @@ def set_reliability(cfg: Config) -> str | None:
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
     if checkpoint is not None and checkpoint.get('type', 'CheckpointHook') == 'CheckpointHook':
         hooks['checkpoint'] = dict(checkpoint, type='WholeCheckpointHook')
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='RunStateHook')]
+    _add_hook(cfg, dict(type='RunStateHook'))
 
     settings = cfg.train_cfg
     if 'type' not in settings:
@@ -164,6 +174,82 @@ def set_reliability(cfg: Config) -> str | None:
         )
     settings.type = LOOPS[kind]
     return None
+
+
+def set_logs(cfg: Config, names: list[str] | None = None) -> None:
+    """Lets a run log to other services, and draw its curves.
+
+    Args:
+        cfg: the config.
+        names: of :data:`LOGS`; None for TensorBoard where it is installed.
+
+    Raises:
+        UserError: the package of a service is not installed.
+    """
+    if names is None:
+        names = [name for name in ('tensorboard',) if importlib.util.find_spec(LOGS[name][1])]
+    backends = cfg.setdefault('visualizer', dict(type='Visualizer')).setdefault(
+        'vis_backends', [dict(type='LocalVisBackend')]
+    )
+    present = {backend['type'] for backend in backends}
+    for name in names:
+        kind, package = LOGS[name]
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f'--log-to {name}: the package is not installed. Run: pip install {package}'
+            )
+        if kind not in present:
+            backends.append(dict(type=kind))
+    _add_hook(cfg, dict(type='CurvesHook'))
+
+
+def set_stopping(cfg: Config, save_best: bool, early_stop: int | None) -> None:
+    """Keeps the best checkpoint, and ends training that does not get better.
+
+    Args:
+        cfg: the config; its ``default_scope`` says which metric counts, see
+            :data:`MAIN_METRICS`.
+        save_best: whether ``best_*.pth`` is kept beside the newest checkpoints.
+        early_stop: validations without a better metric after which training ends; None for never.
+
+    Raises:
+        UserError: the config does not validate, or its family has no main metric.
+    """
+    if not save_best and early_stop is None:
+        return
+    metric = MAIN_METRICS.get(cfg.get('default_scope'))
+    if metric is None or not cfg.get('val_evaluator'):
+        raise UserError(
+            '--save-best and --early-stop compare validations; this config has no validation, or '
+            f'is none of {", ".join(MAIN_METRICS)}.'
+        )
+    if save_best:
+        hooks = cfg.setdefault('default_hooks', {})
+        hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
+            save_best=metric, rule='greater'
+        )
+    if early_stop is not None:
+        if early_stop < 1:
+            raise UserError(f'--early-stop: expected a number of validations, got {early_stop}.')
+        _add_hook(
+            cfg,
+            dict(type='EarlyStoppingHook', monitor=metric, rule='greater', patience=early_stop),
+        )
+
+
+def set_ema(cfg: Config) -> None:
+    """Evaluates and saves an average of the weights of the last iterations as well.
+
+    The average is exponential, with a share of 0.0002 for each new iteration and more at the
+    beginning, as YOLOX does; ``custom_hooks`` of a config can have it otherwise.
+    """
+    if not any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
+        average = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0002)
+        _add_hook(cfg, dict(**average, update_buffers=True))
+
+
+def _add_hook(cfg: Config, hook: dict) -> None:
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def set_auto_scale_lr(cfg: Config) -> None:
