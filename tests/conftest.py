@@ -3,6 +3,7 @@
 import os
 import random
 
+import hypothesis
 import matplotlib
 import numpy as np
 import pytest
@@ -12,6 +13,19 @@ matplotlib.use('Agg')
 
 # Reductions depend on the number of threads; workers of pytest-xdist share the cores.
 torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else min(2, os.cpu_count() or 1))
+
+# Property-based tests draw the same examples in every run, and write nothing.
+# MMFOCAL_EXAMPLES=5000 looks for new ones, that many for each property.
+examples = int(os.environ.get('MMFOCAL_EXAMPLES', '0'))
+hypothesis.settings.register_profile(
+    'mmfocal',
+    database=None,
+    deadline=None,
+    derandomize=not examples,
+    max_examples=examples or 40,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile('mmfocal')
 
 
 @pytest.fixture(autouse=True)

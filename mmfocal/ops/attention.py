@@ -105,12 +105,12 @@ def focal_attention(
     in one softmax over all sources of keys. A query that may see no key gives 0. Where the tables
     have ``columns``, ``bias[:, i, columns[w, j]]`` is added: windows differ in their bias then.
 
-    ``reference`` is these lines in PyTorch and keeps all scores for the backward pass. The fused
-    backends sum and take the softmax in float32 at least, keep their arguments, their output and
-    at most one float32 number for each query and head, and compute the weights again in the
-    backward pass. Their results are the same in every run. They are differentiable once, and
-    decline dropout, which they could not repeat in the backward pass. Under autocast ``qkv`` is
-    cast to its dtype and ``bias`` is left as it is.
+    All backends sum and take the softmax in float32 at least. ``reference`` is these lines in
+    PyTorch and keeps all scores for the backward pass. The fused backends keep their arguments,
+    their output and at most one float32 number for each query and head, and compute the weights
+    again in the backward pass. Their results are the same in every run. They are differentiable
+    once, and decline dropout, which they could not repeat in the backward pass. Under autocast
+    ``qkv`` is cast to its dtype and ``bias`` is left as it is.
 
     Args:
         qkv: float ``(B, L, 3, nH, D)``, queries, keys and values as one projection gives them. The

@@ -1,0 +1,138 @@
+"""Numbers at the ends of what formats hold: everything stays finite and near float64.
+
+Tolerances are multiples of ``eps``, the distance of 1 to the next number of the format, since all
+backends sum in float32: what is left is the rounding of weights, outputs and gradients.
+"""
+
+import pytest
+import torch
+from test_focal_attention import BACKENDS, DEVICE, GEOMETRIES, HEAD_DIM, finest, run
+
+from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.geometry import FocalGeometry
+from mmfocal.ops import focal_attention, why_not
+
+LOW = [torch.float16, torch.bfloat16]
+TINY = dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2))
+CASES = (
+    'large scores',
+    'one score far above',
+    'large values',
+    'hidden keys',
+    'zeros',
+    'constants',
+)
+
+
+def extremes(case, keys, heads, dtype, seed=0):
+    """Packed queries, keys and values, which ``dtype`` can tell, and bias, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(*shape, top):
+        return torch.randint(-top, top + 1, shape, generator=generator).double()
+
+    qkv = torch.stack(
+        [integers(2, keys.num_tokens, heads, HEAD_DIM, top=2) for _ in range(3)], dim=2
+    )
+    bias = integers(heads, keys.num_queries, keys.num_bias_columns('cpu'), top=3)
+    if case == 'large scores':
+        # Products of a query and a key up to 16 * 200 ** 2, ten times what float16 holds. They are
+        # integers below 2 ** 24, which float32 sums without error.
+        qkv[:, :, :2] *= 100
+    elif case == 'one score far above':
+        bias[:, :, 0] = 3e4
+        bias[:, :, 1:] = -3e4
+    elif case == 'large values':
+        qkv[:, :, 2] *= 0.45 * torch.finfo(torch.float16).max // 32 * 32
+    elif case == 'hidden keys':
+        bias[:, :, 1:] = -1e30  # finite, as float32 biases of masks are
+    elif case == 'zeros':
+        qkv.zero_()
+        bias.zero_()
+    elif case == 'constants':
+        qkv.fill_(1.0)
+        bias.fill_(-2.0)
+    return qkv.to(dtype).double(), bias
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('dtype', LOW)
+@pytest.mark.parametrize('name', ['shift', 'keyless', 'closest'])
+@pytest.mark.parametrize('case', CASES)
+def test_extremes_follow_float64(backend, dtype, name, case):
+    if why_not(backend, DEVICE, dtype, HEAD_DIM):
+        pytest.skip(why_not(backend, DEVICE, dtype, HEAD_DIM))
+    keys = GEOMETRIES[name].keys(5, 6)
+    exact_qkv, exact_bias = (t.to(DEVICE) for t in extremes(case, keys, 2, dtype))
+    qkv, bias = exact_qkv.to(dtype).requires_grad_(), exact_bias.float().requires_grad_()
+    exact_qkv.requires_grad_()
+    exact_bias.requires_grad_()
+
+    out = run(qkv, keys, bias, backend)
+    expected = run(exact_qkv, keys, exact_bias, 'reference')
+    # Gradients of moderate size, which tell keys and values apart.
+    upstream = torch.randn(out.shape, device=DEVICE).sign() * 2.0**-6
+    out.backward(upstream.to(dtype))
+    expected.backward(upstream.double())
+
+    largest = exact_qkv.detach().abs().amax((0, 1, 3, 4))
+    # Of a score by its weight, a value and the upstream gradient; then by a query or a key.
+    of_scores = (2.0**-6 * HEAD_DIM * largest[2]).clamp(min=1e-3)
+    magnitudes = {
+        'out': (out, expected, largest[2]),
+        'bias': (bias.grad, exact_bias.grad, of_scores * keys.num_windows),
+        'query': (qkv.grad[:, :, 0], exact_qkv.grad[:, :, 0], of_scores * largest[1]),
+        'key': (qkv.grad[:, :, 1], exact_qkv.grad[:, :, 1], of_scores * largest[0]),
+        'value': (qkv.grad[:, :, 2], exact_qkv.grad[:, :, 2], torch.ones(()) * keys.num_queries),
+    }
+    for what, (got, want, magnitude) in magnitudes.items():
+        if what in ('query', 'key') and case == 'large values':
+            magnitude = magnitude.clamp(max=torch.finfo(dtype).max)
+        assert got.isfinite().all(), what
+        error = (got.double() - want).abs().max()
+        assert error <= 4 * torch.finfo(dtype).eps * magnitude.clamp(min=1e-3), (what, error)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_single_key_gives_its_value(backend):
+    """A map of one token, without ring: whatever the score, the only weight is 1."""
+    dtype, _ = finest(backend)
+    keys = FocalGeometry(window_size=1, expand_size=0, focal_level=1).keys(1, 1)
+    qkv = torch.full((1, 1, 3, 1, HEAD_DIM), 1e4, device=DEVICE, dtype=dtype)
+    qkv[:, :, 2] = torch.arange(HEAD_DIM)
+    for bias in (-1e30, 0.0, 1e30):
+        table = torch.full((1, 1, 1), bias, device=DEVICE, dtype=dtype)
+        out = focal_attention(qkv, keys, table, backend=backend)
+        torch.testing.assert_close(out[0, 0, 0], qkv[0, 0, 2, 0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('model', [FocalTransformer, FocalTransformerFast])
+@pytest.mark.parametrize('size', [(1, 1), (4, 4), (33, 7)])
+@pytest.mark.parametrize('content', [0.0, 1.0, 255.0, -1e4])
+def test_flat_pictures_have_finite_maps_and_gradients(model, size, content):
+    """Channels of one value, whose variance is 0, on maps of one token and more."""
+    torch.manual_seed(0)
+    net = model(arch=TINY)
+    maps = net(torch.full((1, 3, *size), content))
+    sum(each.square().sum() for each in maps).backward()
+    assert all(each.isfinite().all() for each in maps)
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize('model', [FocalTransformer, FocalTransformerFast])
+@pytest.mark.parametrize('attention_backend', ['reference', 'gather_sdpa'])
+@pytest.mark.parametrize('dtype', LOW)
+def test_mixed_precision_follows_float64(model, attention_backend, dtype):
+    """Maps are normalised, so that their error is relative to 1; a dozen layers add theirs."""
+    torch.manual_seed(0)
+    net = model(arch=TINY, attention_backend=attention_backend).eval()
+    picture = torch.randn(2, 3, 50, 61) * 3
+    with torch.autocast('cpu', dtype=dtype):
+        maps = net(picture)
+    with torch.no_grad():
+        expected = net.double()(picture.double())
+    for got, want in zip(maps, expected, strict=True):
+        assert got.isfinite().all()
+        error = (got.double() - want).square().mean().sqrt()
+        assert error < 8 * torch.finfo(dtype).eps * want.square().mean().sqrt()
