@@ -64,6 +64,10 @@ class ClosestKeys(FocalKeys):
         """All of them: every key is a token or a cell that holds one."""
         return self.num_keys
 
+    def squares(self, window: int) -> Tensor:
+        """Squares that the keys of a window stand for, where they are: there is no ring."""
+        return self.squares_of(self.tables().index[window])
+
     def offsets(self, device: torch.device | str) -> tuple[Tensor, ...]:
         """What each column of the position bias stands for, level by level.
 

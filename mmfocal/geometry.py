@@ -200,6 +200,52 @@ class FocalKeys:
         )
         return self.num_map_tokens + self.num_windows * sum(cells)
 
+    def squares_of(self, tokens: Tensor) -> Tensor:
+        """Squares of the map that entries of the token axis stand for.
+
+        Args:
+            tokens: int64 ``(n,)``, positions on the token axis.
+
+        Returns:
+            int64 ``(n, 4)``: level, 0 for a token and 1, 2, ... for a pooled cell; row and column
+            of the upper left token; and the side in tokens. Rows run from ``shift_size`` to
+            ``padded_size + shift_size``, columns likewise: what the shift takes round the border
+            stands behind it.
+        """
+        geometry, shift = self.geometry, self.geometry.shift_size
+        width = self.padded_size[1]
+        place = torch.stack([tokens // width, tokens % width], dim=1)
+        place = (place - shift) % torch.tensor(self.padded_size)
+        level, side = torch.zeros_like(tokens), torch.ones_like(tokens)
+        start = self.num_map_tokens
+        for number, (height, width) in enumerate(self.pooled_sizes, start=1):
+            of_level = (tokens >= start) & (tokens < start + height * width)
+            cell = tokens[of_level] - start
+            level[of_level], side[of_level] = number, geometry.sub_window_size(number)
+            trim = torch.tensor([geometry.trim(number, along) for along in self.grid])
+            place[of_level] = torch.stack([cell // width, cell % width], dim=1)
+            place[of_level] = place[of_level] * geometry.sub_window_size(number) + trim
+            start += height * width
+        return torch.cat([level[:, None], place + shift, side[:, None]], dim=1)
+
+    def squares(self, window: int) -> Tensor:
+        """Squares that the keys of a window stand for, where the window sees them.
+
+        Those of :meth:`squares_of`, except that a ring lies around its window: where it wraps
+        round the border, its tokens stand outside of the padded map, which repeats there.
+
+        Args:
+            window: its number.
+
+        Returns:
+            int64 ``(N, 4)`` as of :meth:`squares_of`; without meaning for keys that are not valid.
+        """
+        squares = self.squares_of(self.tables().index[window])
+        offsets = self.geometry.fine_offsets()
+        corner = torch.tensor(divmod(window, self.grid[1])) * self.geometry.window_size
+        squares[: len(offsets), 1:3] = corner + offsets + self.geometry.shift_size
+        return squares
+
     def tables(self, device: torch.device | str = 'cpu') -> KeyTables:
         """The tables on ``device``, from a bounded cache.
 
@@ -382,6 +428,14 @@ class FocalGeometry(WindowGeometry):
         positions = [*self._ring.once, *self._ring.twice]
         return torch.tensor(positions, dtype=torch.int64).view(-1, 2)
 
+    def fine_offsets(self) -> Tensor:
+        """Positions of all fine keys relative to the window's first token, in their order.
+
+        Returns:
+            int64 ``(Wh * Ww + R, 2)``: the window's own tokens, then :meth:`ring_offsets`.
+        """
+        return torch.cat([grid_positions(self.window_size), self.ring_offsets()])
+
     def ring_listings(self) -> tuple[list[int], list[int], list[int]]:
         """Where the authors' position bias of the ring has the positions of :meth:`ring_offsets`.
 
@@ -466,9 +520,7 @@ def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
 
     # Positions are (row, col) on the moved grid of windows; `place` is where that is on the map.
     windows = grid_positions(*keys.grid, device)
-    own = grid_positions(window, device=device)
-    offsets = torch.cat([own, geometry.ring_offsets().to(device)])
-    position = windows[:, None] * window + offsets
+    position = windows[:, None] * window + geometry.fine_offsets().to(device)
     place = (position + shift) % padded
     index = [place[..., 0] * padded_width + place[..., 1]]
     queries = index[0][:, : window**2]

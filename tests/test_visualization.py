@@ -17,7 +17,7 @@ from mmfocal.datasets import prepare_shapes
 from mmfocal.geometry import FocalGeometry
 from mmfocal.visualization.curves import draw_comparison, draw_curves, read_scalars
 from mmfocal.visualization.detections import draw_detections
-from mmfocal.visualization.keys import RING_COLOUR, WINDOW_COLOUR, draw_keys
+from mmfocal.visualization.keys import LEVEL_COLOURS, RING_COLOUR, WINDOW_COLOUR, draw_keys
 from mmfocal.visualization.segmentations import draw_segmentations
 
 ROOT = Path(__file__).parents[1]
@@ -127,6 +127,17 @@ def test_keys_are_coloured_by_their_source():
     }
     assert squares[WINDOW_COLOUR] == 49
     assert squares[RING_COLOUR] == 120
+    plt.close(figure)
+
+
+def test_cells_of_shifted_windows_stand_where_they_pool():
+    # Windows begin at token 3; the last row of them goes over the border, to the first 3 rows.
+    figure = draw_keys(FocalGeometry(shift_size=3, focal_window=1), (21, 21), [(2, 0)])
+    colour = matplotlib.colors.to_rgb(LEVEL_COLOURS[0])
+    filled = [c for c in figure.axes[0].collections if len(c.get_facecolor())]
+    (cells,) = (c for c in filled if tuple(c.get_facecolor()[0, :3]) == colour)
+    boxes = [path.get_extents().bounds for path in cells.get_paths()]
+    assert boxes == [(3, 17, 7, 7), (3, -4, 7, 7)]
     plt.close(figure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -60,29 +61,21 @@ def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: i
     height, width = keys.padded_size
     axes.set(xlim=(-0.5, width + 0.5), ylim=(height + 0.5, -0.5), aspect='equal')
     axes.axis('off')
-    axes.add_patch(Rectangle((0, 0), width, height, facecolor='#F4F4F4', edgecolor='none'))
+    padded = Rectangle((0, 0), width, height, facecolor='#F4F4F4', edgecolor='none')
+    axes.add_patch(padded)
     _squares(axes, [(row, col) for row in range(height) for col in range(width)], 1, '#E2E2E2')
 
     # Coarse cells lie below fine tokens, which they contain.
-    start = height * width
-    for level, (_, cell_cols) in enumerate(keys.pooled_sizes, start=1):
-        side = geometry.sub_window_size(level)
-        top, left = (geometry.trim(level, along) for along in keys.grid)
-        seen = _seen(keys, window, f'level{level}') - start
-        corners = [
-            (top + cell // cell_cols * side, left + cell % cell_cols * side)
-            for cell in seen.tolist()
-        ]
+    for level in range(1, geometry.focal_level):
         colour = LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
+        corners = _corners(keys, window, f'level{level}')
+        side = geometry.sub_window_size(level)
         _squares(axes, corners, side, colour, filled=True, alpha=0.45, linewidth=1.2)
-        start += keys.pooled_sizes[level - 1][0] * cell_cols
-
-    def places(source: str) -> list[tuple[int, int]]:
-        return [(token // width, token % width) for token in _seen(keys, window, source).tolist()]
-
     if 'ring' in geometry.sources():
-        _squares(axes, places('ring'), 1, RING_COLOUR, filled=True)
-    _squares(axes, places('window'), 1, WINDOW_COLOUR, filled=True)
+        _squares(axes, _corners(keys, window, 'ring'), 1, RING_COLOUR, filled=True)
+    _squares(axes, _corners(keys, window, 'window'), 1, WINDOW_COLOUR, filled=True)
+    for collection in axes.collections:
+        collection.set_clip_path(padded)
     axes.add_patch(
         Rectangle(
             (0, 0), keys.map_size[1], keys.map_size[0], fill=False, edgecolor='black', lw=1.2
@@ -90,9 +83,17 @@ def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: i
     )
 
 
-def _seen(keys: FocalKeys, window: int, source: str):
+def _corners(keys: FocalKeys, window: int, source: str) -> list[tuple[int, int]]:
+    """Rows and columns of squares; of one that goes over the border, also on the other side."""
     tables, part = keys.tables(), keys.geometry.sources()[source]
-    return tables.index[window, part][tables.valid[window, part]]
+    squares = keys.squares_of(tables.index[window, part][tables.valid[window, part]])
+    height, width = keys.padded_size
+    return [
+        (row - down, col - right)
+        for _, row, col, side in squares.tolist()
+        for down, right in product((0, height), (0, width))
+        if -side < row - down < height and -side < col - right < width
+    ]
 
 
 def _squares(
