@@ -189,3 +189,26 @@ def test_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_unknown_split_is_named():
     with pytest.raises(ValueError, match=r"split must be one of .*, got 'test'"):
         shapes.draw_scene(0, 'test', 0)
+
+
+def test_segmentation_data_set_gives_label_maps(tmp_path):
+    """The data set of the small UPerNet, drawn on first use, through its own pipeline."""
+    from mmengine.registry import init_default_scope
+    from mmseg.registry import DATASETS
+
+    import mmfocal.datasets.seg_shapes  # noqa: F401  registers it
+    from mmfocal.engine import load_config
+
+    cfg = load_config('focal_upernet_shapes')
+    init_default_scope('mmseg')
+    settings = dict(
+        cfg.train_dataloader.dataset,
+        data_root=str(tmp_path / 'shapes'),
+        num_images=dict(train=3, val=2),
+    )
+    dataset = DATASETS.build(settings)
+    assert len(dataset) == 3 and dataset.metainfo['classes'] == ('ground', *shapes.CLASSES)
+    labels = [dataset[i]['data_samples'].gt_sem_seg.data for i in range(3)]
+    assert all(each.shape == (1, 128, 128) for each in labels)
+    assert set().union(*(each.unique().tolist() for each in labels)) <= set(range(7))
+    assert all((each > 0).any() for each in labels)
