@@ -3,6 +3,8 @@ STACK ?= official
 VENV := $(if $(filter official,$(STACK)),.venv,.venv-$(STACK))
 PY := $(VENV)/bin/python
 TESTS ?= tests
+# Processes that share the tests, file by file.
+WORKERS ?= auto
 # Threads that wait spin for a while, and not for ever, as in tools/_startup.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 6000
@@ -12,7 +14,8 @@ export GOMP_SPINCOUNT ?= 6000
 help:
 	@echo "make demo     train a small detector on drawn shapes, with pictures; needs no GPU"
 	@echo "make demo-seg the same for segmentation, with a small UPerNet"
-	@echo "make test     lint and the whole test suite; TESTS='tests/test_geometry.py ...' for a part"
+	@echo "make test     lint and the whole test suite; TESTS='tests/test_geometry.py ...' for a part,"
+	@echo "              WORKERS=4 for that many processes instead of one for each core"
 	@echo "make coverage what of mmfocal/ the tests run, and which lines they do not"
 	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit"
 	@echo "make env      the environment alone; each of the above makes it first"
@@ -36,7 +39,7 @@ demo-seg: env
 	@$(PY) tools/demo.py segmentation
 
 test: lint
-	@$(PY) -m pytest $(TESTS)
+	@$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(TESTS)
 
 coverage: env
 	@$(PY) -m coverage run -m pytest $(TESTS)

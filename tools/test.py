@@ -14,7 +14,9 @@ with light_imports():
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path, or name of a config of this repository')
-    parser.add_argument('checkpoint', help='path or URL')
+    parser.add_argument(
+        'checkpoint', help='path, URL, or work folder of a run: its best or newest checkpoint'
+    )
     parser.add_argument('--work-dir', help='folder for logs and results')
     parser.add_argument(
         '--out',

@@ -263,12 +263,28 @@ def set_auto_scale_lr(cfg: Config) -> None:
 
 
 def set_checkpoint(cfg: Config, checkpoint: str) -> None:
-    """Loads ``checkpoint`` before a test."""
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
-        raise UserError(
-            f'There is no checkpoint {checkpoint} (looked for {os.path.abspath(checkpoint)}).'
-        )
-    cfg.load_from = checkpoint
+    """Loads a checkpoint before a test; see :func:`checkpoint_of`."""
+    cfg.load_from = checkpoint_of(checkpoint)
+
+
+def checkpoint_of(source: str) -> str:
+    """The checkpoint that a path or URL means.
+
+    Args:
+        source: a URL, a file, or the work folder of a run, whose best checkpoint is taken, and if
+            there is none its newest that is whole.
+
+    Raises:
+        UserError: there is none.
+    """
+    if '://' in source or os.path.isfile(source):
+        return source
+    if os.path.isdir(source):
+        best = sorted(Path(source).glob('best_*.pth'), key=os.path.getmtime)
+        newest = best[-1] if best else checkpoints.newest_whole(source)[0]
+        if newest is not None:
+            return str(newest)
+    raise UserError(f'There is no checkpoint {source} (looked for {os.path.abspath(source)}).')
 
 
 def set_test_time_augmentation(cfg: Config) -> None:
