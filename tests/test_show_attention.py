@@ -443,6 +443,8 @@ def test_images_and_models_that_do_not_serve_are_named(tmp_path):
         view_image(cfg, nn.Module(), broken)
     with pytest.raises(UserError, match='Linear has no backbone of type FocalTransformer'):
         find_backbone(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r'must be \(1, C, H, W\), got \(2, 3, 8, 8\)'):
+        attention_weights(random_backbone('wrap'), torch.rand(2, 3, 8, 8), (0, 0), 0)
     cfg.pop('test_dataloader')
     good, _ = marked(tmp_path)
     with pytest.raises(UserError, match=r'has no test_dataloader\.dataset\.pipeline'):

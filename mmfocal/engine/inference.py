@@ -51,8 +51,15 @@ class View:
 
     @classmethod
     def of_inputs(cls, inputs: Tensor) -> View:
-        """The view of what is no image: of ``inputs`` on themselves, spread over 0 to 255."""
-        pixels = inputs[0, :3].permute(1, 2, 0).float().cpu()
+        """``inputs`` as the image of themselves, their values spread over 0 to 255.
+
+        Raises:
+            ValueError: they are not one image.
+        """
+        if inputs.dim() != 4 or len(inputs) != 1:
+            raise ValueError(f'inputs must be (1, C, H, W), got {tuple(inputs.shape)}')
+        channels = 3 if inputs.shape[1] >= 3 else 1
+        pixels = inputs[0, :channels].permute(1, 2, 0).float().cpu()
         pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min()).clamp(min=1e-12) * 255
         return cls(pixels.byte().expand(-1, -1, 3).numpy(), inputs, (1.0, 1.0), (0.0, 0.0))
 

@@ -1,1 +1,1 @@
-"""Pictures of keys, training curves and predictions."""
+"""Pictures of keys, attention, training curves and predictions."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mmfocal.engine.inference import View, find_backbone
 from mmfocal.errors import UserError
+from mmfocal.geometry import FocalKeys
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 from mmfocal.ops.reference import focal_attention_weights
 
@@ -165,41 +166,33 @@ def _checked(backbone: nn.Module, stage: int, block: int) -> tuple[int, int]:
 
 def _calls(
     backbone: nn.Module, layers: set[FocalSelfAttention], inputs: Tensor
-) -> dict[FocalSelfAttention, tuple]:
+) -> dict[FocalSelfAttention, tuple[Tensor, FocalKeys, Tensor, float]]:
     """What each layer gives to the attention op: ``qkv``, keys, bias and scale.
 
     The op is called with the output of the projection and that of the position bias, which hooks
     take here, so that nothing is computed in another way than the model does.
     """
-    qkv: dict[FocalSelfAttention, Tensor] = {}
-    bias: dict[FocalSelfAttention, tuple] = {}
+    kept: dict[nn.Module, tuple[tuple, Tensor]] = {}
 
-    def keep_qkv(layer: FocalSelfAttention) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            qkv[layer] = output.unflatten(-1, (3, layer.num_heads, layer.head_dims))
-
-        return hook
-
-    def keep_bias(layer: FocalSelfAttention) -> Any:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            bias[layer] = (*args, output)
-
-        return hook
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> None:
+        kept[module] = args, output
 
     training = backbone.training
     backbone.eval()
     try:
         with ExitStack() as hooks, torch.no_grad(), torch.compiler.set_stance('force_eager'):
             for layer in layers:
-                for handle in (
-                    layer.qkv.register_forward_hook(keep_qkv(layer)),
-                    layer.position_bias.register_forward_hook(keep_bias(layer)),
-                ):
-                    hooks.callback(handle.remove)
+                for module in (layer.qkv, layer.position_bias):
+                    hooks.callback(module.register_forward_hook(keep).remove)
             backbone(inputs.to(next(backbone.parameters())))
     finally:
         backbone.train(training)
-    return {layer: (qkv[layer], *bias[layer], layer.scale) for layer in layers}
+    calls = {}
+    for layer in layers:
+        (keys,), bias = kept[layer.position_bias]
+        qkv = kept[layer.qkv][1].unflatten(-1, (3, layer.num_heads, layer.head_dims))
+        calls[layer] = qkv, keys, bias, layer.scale
+    return calls
 
 
 def _weights_at(
@@ -209,7 +202,7 @@ def _weights_at(
     block: int,
     stride: int,
     qkv: Tensor,
-    keys: Any,
+    keys: FocalKeys,
     bias: Tensor,
     scale: float,
 ) -> AttentionWeights:
@@ -217,7 +210,7 @@ def _weights_at(
     tables = keys.tables()
     at = int(tables.inverse[row * keys.padded_size[1] + col])
     window, query = divmod(at, keys.num_queries)
-    # Rounding of the model's own precision stays in qkv and bias; none is added.
+    # The model's own rounding is in qkv and bias; none is added to it.
     weights = focal_attention_weights(
         qkv[:1].double().cpu(), keys, bias.double().cpu(), scale, torch.tensor([window])
     )[0, 0, :, query]  # (nH, N)
@@ -271,10 +264,8 @@ COLOURS = 'YlGnBu'
 DECADES = 2.5  # weights so far below the largest have one colour
 RESOLUTION = 400  # pixels along the side of a panel's image
 DARKEST = 0.6  # grey of the image's black, so that marks stand out
-PADDING, REPEATED = (
-    0.82,
-    0.5,
-)  # grey of what is no image, and how much of it fades where it repeats
+PADDING = 0.82  # grey of what is no image
+REPEATED = 0.5  # contrast behind the border of the map, where it repeats
 SMALLEST = 0.12  # side of a mark over that of its token or cell
 
 NAMES = dict(window='own', ring='ring')  # of kinds, else pooled
@@ -428,7 +419,7 @@ def _draw_panel(
     )
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.add_patch(_frame(attention.map_box, **BORDER))
-    colours = plt.get_cmap(COLOURS)(norm(weights))
+    colours = plt.get_cmap(COLOURS)(norm(np.maximum(weights, norm.vmin)))
     for kind in kinds:
         of_kind = np.flatnonzero(attention.kinds == kind)
         if kind not in NAMES:
@@ -493,7 +484,7 @@ def _backdrop(view: View, map_box: Box, limits: Box) -> np.ndarray:
     places = start + steps * (end - start)  # x and y
     on_map = (places - first) % (last - first) + first
     is_image = ((on_map >= seen[0]) & (on_map < seen[1])).T
-    repeats = (on_map != places).T
+    repeats = ((places < first) | (places >= last)).T
     cols, rows = np.clip(on_map * size / full, 0, size - 1).astype(int).T
     shown = DARKEST + (1 - DARKEST) * grey[np.ix_(rows, cols)]
     shown = np.where(is_image[1][:, None] & is_image[0], shown, PADDING)
@@ -501,7 +492,7 @@ def _backdrop(view: View, map_box: Box, limits: Box) -> np.ndarray:
 
 
 def _draw_overview(axes: Axes, view: View, columns: list[_Column]) -> None:
-    """The whole image with the query, and frames around all that each stage sees."""
+    """The whole image with the query, and a frame around the keys of each stage."""
     height, width = view.image.shape[:2]
     axes.imshow(view.image, extent=(0, width, height, 0))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -541,7 +532,7 @@ def _draw_legend(axes: Axes, columns: list[_Column]) -> None:
     axes.set(xlim=(0, LEGEND), ylim=(OVERVIEW, 0))
     attentions = [column.attention for column in columns]
     kinds = {kind for attention in attentions for kind in attention.kinds}
-    line, middle, at = 0.36, 0.25, 0.2
+    middle, at = 0.25, 0.2
 
     def square(half: float) -> Box:
         return middle - half, at - half, middle + half, at + half
@@ -551,7 +542,7 @@ def _draw_legend(axes: Axes, columns: list[_Column]) -> None:
         for patch in patches:
             axes.add_patch(patch)
         axes.text(0.58, at, text, va='center_baseline', fontsize=FONT)
-        at += line
+        at += 0.36
 
     _draw_query(axes, middle, at)
     entry('query')
@@ -567,10 +558,11 @@ def _draw_legend(axes: Axes, columns: list[_Column]) -> None:
             mark.set(facecolor=plt.get_cmap(COLOURS)(0.5), **MARK)
             entry(text, mark)
     _draw_number(axes, middle, at, 1)
-    entry('all that stage 1 sees', _frame(square(0.14), **REACH, path_effects=CASING))
-    entry('border of the map', _frame((middle - 0.18, at, middle + 0.18, at), **BORDER))
+    entry('reach of stage 1', _frame(square(0.14), **REACH, path_effects=CASING))
+    line = [(middle - 0.18, at), (middle + 0.18, at)]
+    entry('border of the map', Polygon(line, closed=False, fill=False, **BORDER))
     notes = ['Area of a mark: weight as a', "part of its column's largest."]
     if any(attention.wraps for attention in attentions):
-        notes += ['Rings go round the border,', 'to the opposite side.']
+        notes += ['Keys behind the border are', 'from the opposite side.']
     for number, note in enumerate(notes):
         axes.text(0.07, at + 0.05 + 0.29 * number, note, va='center_baseline', fontsize=FONT)
