@@ -136,7 +136,9 @@ def test_masks_that_are_not_there_are_told(data, tmp_path):
 
 @pytest.mark.parametrize('base', ['focal-l_htcpp_3x', 'focal_upernet_160k'])
 def test_base_with_other_data_is_told(data, base):
-    with pytest.raises(UserError, match=r'has training data of type .*expected a config of mmdet|label maps'):
+    with pytest.raises(
+        UserError, match=r'has training data of type .*expected a config of mmdet|label maps'
+    ):
         config_text(data, find_splits(data), base)
 
 
