@@ -209,15 +209,11 @@ def set_test_time_augmentation(cfg: Config) -> None:
     cfg.model = dict(cfg.tta_model, module=cfg.model)
 
 
-def build_runner(cfg: Config) -> Runner:
-    """The runner of a complete config, with the modules that it asks for imported.
-
-    A run that is resumed leaves out the pretrained weights that it began with: mmengine would
-    load, and perhaps download, them only to overwrite them.
+def import_packages(cfg: Config) -> None:
+    """Imports the family of a config and the modules that it asks for.
 
     Raises:
-        UserError: mmcv's operators or the config's own family are missing, or a custom import
-            fails.
+        UserError: mmcv's operators or the family are missing, or a custom import fails.
     """
     families = set(FAMILIES) & {cfg.get('default_scope')}
     try:
@@ -230,6 +226,19 @@ def build_runner(cfg: Config) -> Runner:
             import_modules_from_strings(**cfg.custom_imports)
     except ImportError as error:
         raise UserError(str(error)) from error
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a complete config, with the modules that it asks for imported.
+
+    A run that is resumed leaves out the pretrained weights that it began with: mmengine would
+    load, and perhaps download, them only to overwrite them.
+
+    Raises:
+        UserError: mmcv's operators or the config's own family are missing, or a custom import
+            fails.
+    """
+    import_packages(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(NonFiniteHook())
     if cfg.get('resume'):
