@@ -15,7 +15,7 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import nn
 
@@ -97,12 +97,13 @@ class Inferencer:
             )
         import_packages(cfg)
         install_safe_loading()
-        init_default_scope(family)
         weights = load_checkpoint_file(self.checkpoint)
         dataset = _test_dataset(cfg)
-        self.loader, self.pipeline = _pipeline(dataset.pipeline)
-        self.model = _model(cfg, weights, self.checkpoint).to(self.device).eval()
-        classes, palette = _classes(weights, dataset)
+        self.family = family
+        with DefaultScope.overwrite_default_scope(family):
+            self.loader, self.pipeline = _pipeline(dataset.pipeline)
+            self.model = _model(cfg, weights, self.checkpoint).to(self.device).eval()
+            classes, palette = _classes(weights, dataset)
         self.task: Task = TASKS[family](classes, palette, score_thr)
 
     def __call__(
@@ -207,7 +208,8 @@ class Inferencer:
         if not batch:
             return []
         try:
-            samples = self.model.test_step(pseudo_collate([entries[i][1] for i in batch]))
+            with DefaultScope.overwrite_default_scope(self.family):
+                samples = self.model.test_step(pseudo_collate([entries[i][1] for i in batch]))
             return [self.task.kept(sample) for sample in samples]
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
@@ -301,7 +303,7 @@ def _model(cfg: Config, checkpoint: dict, source: str) -> nn.Module:
 def _unfit(source: str, cfg: Config, reasons: list[str]) -> UserError:
     more = f'\n  and {len(reasons) - 5} more' if len(reasons) > 5 else ''
     return UserError(
-        f'{source} holds no weights for the model of {cfg.filename}:\n  '
+        f'{source} does not fit the model of {cfg.filename}:\n  '
         + '\n  '.join(reasons[:5])
         + f'{more}\nGive the config that the checkpoint was trained with.'
     )

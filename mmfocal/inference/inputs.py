@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -27,6 +28,9 @@ PICTURES = frozenset(
     ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
 )
 VIDEOS = frozenset(('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv'))
+
+# Ways to write pictures that OpenCV has everywhere; others become PNG.
+WRITABLE = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'))
 
 # Frames that containers count and do not have, as a share of all, in files that are whole.
 MAX_MISSING_FRAMES = 0.05
@@ -54,13 +58,16 @@ class Input:
     Attributes:
         path: of the file, as it was given; of a camera its number.
         name: of what is written for it: the path below the folder or pattern that it was found
-            by, with ``/``. No two inputs of a kind have names equal but for suffix and case.
+            by, with ``/``; with a number if another input has that, whatever its case, since some
+            file systems do not tell cases apart.
+        stem: likewise without a suffix, for what has another one.
         kind: what it is.
         array: of a picture that is in memory.
     """
 
     path: str
     name: str
+    stem: str
     kind: Literal['picture', 'video', 'camera']
     array: np.ndarray | None = None
 
@@ -113,13 +120,21 @@ def find_inputs(
         inputs = [inputs]
     excluded = None if exclude is None else os.path.realpath(exclude)
     found: list[Input] = []
-    seen, taken = set(), set()
+    seen: set[str] = set()
+    taken: dict[tuple[str, str], set[str]] = defaultdict(set)
 
     def add(path: str, name: str, kind: str, array: np.ndarray | None = None) -> None:
         identity = os.path.realpath(path) if array is None and kind != 'camera' else path
         if identity not in seen:
             seen.add(identity)
-            found.append(Input(path, _free_name(name, kind, taken), kind, array))
+            name = PurePath(name).as_posix()
+            name = PurePath(name).name if leaves_folder(name) else name
+            stem, suffix = os.path.splitext(name)
+            # Drawn pictures that OpenCV cannot write as they are get another suffix.
+            more = '' if suffix.lower() in WRITABLE or kind != 'picture' else '.png'
+            name = _free(stem, suffix, more, taken[kind, 'name'])
+            stem = _free(stem, '', '', taken[kind, 'stem'])
+            found.append(Input(path, name, stem, kind, array))
 
     for number, given in enumerate(inputs):
         if isinstance(given, np.ndarray):
@@ -211,20 +226,13 @@ def _fixed_part(pattern: str) -> str:
     return os.path.join('', *fixed) or '.'
 
 
-def _free_name(name: str, kind: str, taken: set[tuple[str, str]]) -> str:
-    """``name``, with a number if another input has it, whatever its suffix and case.
-
-    Label maps are all called ``.png``, and some file systems do not tell cases apart.
-    """
-    name = PurePath(name).as_posix()
-    if leaves_folder(name):
-        name = PurePath(name).name
-    stem, suffix = os.path.splitext(name)
+def _free(stem: str, suffix: str, more: str, taken: set[str]) -> str:
+    """``stem + suffix``, with a number between both if ``taken`` has it with ``more`` behind."""
     for number in count(1):
-        candidate = stem if number == 1 else f'{stem}-{number}'
-        if (kind, candidate.casefold()) not in taken:
-            taken.add((kind, candidate.casefold()))
-            return candidate + suffix
+        candidate = f'{stem}{"" if number == 1 else f"-{number}"}{suffix}'
+        if (key := f'{candidate}{more}'.casefold()) not in taken:
+            taken.add(key)
+            return candidate
     raise AssertionError('unreachable')
 
 
@@ -239,9 +247,16 @@ def count_pictures(inputs: Sequence[Input], every: int = 1) -> int | None:
     if any(given.kind == 'camera' for given in inputs):
         return None
     return sum(
-        -(-_declared_frames(given.path) // every) if given.kind == 'video' else 1
-        for given in inputs
+        -(-count_frames(given.path) // every) if given.kind == 'video' else 1 for given in inputs
     )
+
+
+def count_frames(path: str | os.PathLike) -> int:
+    """How many frames a video says that it has; 0 if it cannot be opened."""
+    capture = cv2.VideoCapture(os.fspath(path))
+    declared = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    capture.release()
+    return max(0, int(declared))
 
 
 def read(inputs: Iterable[Input], loader: Loader, every: int = 1) -> Iterator[Picture | Skipped]:
@@ -297,13 +312,6 @@ def _as_loaded(image: np.ndarray, loader: Loader) -> np.ndarray:
 
 def _address(given: Input) -> str | int:
     return int(given.path) if given.kind == 'camera' else given.path
-
-
-def _declared_frames(path: str) -> int:
-    capture = cv2.VideoCapture(path)
-    declared = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    capture.release()
-    return max(0, int(declared))
 
 
 def _frames(given: Input, loader: Loader, every: int) -> Iterator[Picture]:

@@ -7,10 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from mmfocal.errors import UserError
 
-from .inputs import Picture
-
-# Ways to write pictures that OpenCV has everywhere; others become PNG.
-WRITABLE = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'))
+from .inputs import WRITABLE, Picture
 
 
 @dataclass(frozen=True)
@@ -55,13 +52,12 @@ class Layout:
 
     def video(self, picture: Picture) -> Path:
         """The drawn video of a frame."""
-        return self.videos / PurePosixPath(picture.source.name).with_suffix('.mp4')
+        return self.videos / f'{picture.source.stem}.mp4'
 
     def label_map(self, picture: Picture) -> Path:
         """The label map of a picture or a frame, in a folder of its video."""
-        if picture.frame is not None:
-            return self.label_maps / f'{picture.name}.png'
-        return self.label_maps / PurePosixPath(picture.name).with_suffix('.png')
+        name = picture.source.stem if picture.frame is None else picture.name
+        return self.label_maps / f'{name}.png'
 
     def check(self, force: bool) -> None:
         """Refuses a folder with earlier results unless ``force``, and what is no folder.

@@ -84,5 +84,5 @@ def run(
         videos.close()
         records.close()
     outcome.seconds = progress.seconds
-    outcome.written['Predictions'] = records.path
+    outcome.written[records.title] = records.path
     return outcome

@@ -18,7 +18,7 @@ from mmfocal.engine.saving import written_atomically
 from mmfocal.errors import UserError
 from mmfocal.visualization.overlays import Colour
 
-from .inputs import Input, Picture
+from .inputs import Input, Picture, count_frames
 from .layout import Layout
 
 SECONDS_BETWEEN_SAVES = 30.0
@@ -42,6 +42,7 @@ def write_picture(path: Path, image: np.ndarray) -> None:
 class Records(ABC):
     """Predictions, without pictures."""
 
+    title: ClassVar[str]
     path: Path  # where they are
 
     @abstractmethod
@@ -65,6 +66,8 @@ class CocoFile(Records):
         classes: names.
         annotations: gives those of a picture, without ids.
     """
+
+    title = 'Predictions'
 
     def __init__(
         self,
@@ -130,7 +133,8 @@ class LabelMaps(Records):
         label_map: gives that of a prediction, ``(H, W)`` of uint8.
     """
 
-    UNLABELLED: ClassVar[int] = 255
+    title = 'Label maps'
+    UNLABELLED: ClassVar[int] = 255  # as in mmseg's data; no model predicts it
 
     def __init__(
         self,
@@ -190,10 +194,17 @@ class Videos:
 
     def close(self) -> None:
         """Completes the video, which takes its name."""
-        if self._writer is not None:
-            self._writer.release()
-            os.replace(self._temporary, self._path)
+        if self._writer is None:
+            return
+        self._writer.release()
         self._writer = self._source = None
+        if count_frames(self._temporary) < self._written:  # of which OpenCV says nothing
+            self._temporary.unlink(missing_ok=True)
+            raise UserError(
+                f'{self._path.absolute()} could not be written whole. Make room, or choose '
+                'another folder.'
+            )
+        os.replace(self._temporary, self._path)
 
     def _open(self, picture: Picture, drawn: np.ndarray) -> None:
         source = picture.source

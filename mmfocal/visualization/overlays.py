@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 Colour = tuple[int, int, int]  # RGB, 0 to 255
 
 MASK_OPACITY, AREA_OPACITY = 0.45, 0.6
-MIN_TEXT, MAX_TEXT = 11, 40  # pixels
+MIN_TEXT, MAX_TEXT = 10, 40  # pixels
 LABELLED_SHARE = 0.004  # of a picture, that an area of one class needs to be named
 LABEL_MAP_SIDE = 512  # pixels, at which places for names are looked for
 
@@ -120,7 +120,7 @@ def draw_title(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
 
 
 def _thickness(image: np.ndarray) -> int:
-    return max(1, round(min(image.shape[:2]) / 350))
+    return max(1, round(min(image.shape[:2]) / 250))
 
 
 def _light(colour: Colour) -> Colour:
@@ -174,7 +174,7 @@ class _Texts:
 
     def __enter__(self) -> _Texts:
         height, width = self.image.shape[:2]
-        self.size = int(min(max(min(height, width) / 32, MIN_TEXT), MAX_TEXT))
+        self.size = int(min(max(min(height, width) / 36, MIN_TEXT), MAX_TEXT))
         self.picture = Image.fromarray(np.ascontiguousarray(self.image[..., ::-1]))
         self.draw = ImageDraw.Draw(self.picture)
         self.taken: list[tuple[float, float, float, float]] = []
