@@ -1,5 +1,6 @@
 """Predictions for pictures, videos and cameras: what is found, read, drawn and written."""
 
+import importlib.util
 import io
 import json
 import os
@@ -15,11 +16,11 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from test_tools import run_tool
 
 import mmfocal
-from mmfocal.compat import import_problem
 from mmfocal.datasets.shapes import CLASSES, draw_scene
 from mmfocal.engine import install_safe_loading, load_config
 from mmfocal.engine.settings import import_packages
@@ -316,31 +317,22 @@ def test_equal_to_the_inferencer_of_mmdet(tmp_path, detector, detector_file):
     theirs = DetInferencer(str(DETECTOR), str(detector_file), device='cpu', show_progress=False)
     path = write_scene(tmp_path / 'a.jpg', 3, (150, 90))
     expected = theirs(str(path))['predictions'][0]
-    ((_, sample),) = detector(path)
-    assert sample.pred_instances.labels.tolist() == expected['labels']
-    np.testing.assert_allclose(sample.pred_instances.scores, expected['scores'], rtol=1e-5)
-    np.testing.assert_allclose(sample.pred_instances.bboxes, expected['bboxes'], atol=1e-3)
-    assert [mask.sum() for mask in sample.pred_instances.masks.numpy()] == [
-        inputs_rle_area(mask) for mask in expected['masks']
-    ]
+    found = next(detector(path)).sample.pred_instances
+    assert len(found) > 0 and found.labels.tolist() == expected['labels']
+    np.testing.assert_allclose(found.scores, expected['scores'], rtol=1e-5)
+    np.testing.assert_allclose(found.bboxes, expected['bboxes'], atol=1e-3)
+    for mask, encoded in zip(found.masks.numpy(), expected['masks'], strict=True):
+        np.testing.assert_array_equal(mask, rle.decode(encoded))
 
 
-def inputs_rle_area(mask):
-    from pycocotools.mask import area
-
-    return area(mask)
-
-
-def test_equal_to_the_inferencer_of_mmseg(tmp_path, segmenter):
+def test_equal_to_mmseg(tmp_path, segmenter):
     from mmseg.apis import inference_model
 
     path = write_scene(tmp_path / 'a.jpg', 3, (150, 90))
-    model = segmenter.model
-    model.cfg = load_config(SEGMENTER)
+    segmenter.model.cfg = load_config(SEGMENTER)
     with DefaultScope.overwrite_default_scope('mmseg'):
-        expected = inference_model(model, str(path)).pred_sem_seg.data
-    ((_, sample),) = segmenter(path)
-    assert torch.equal(sample.pred_sem_seg.data, expected)
+        expected = inference_model(segmenter.model, str(path)).pred_sem_seg.data
+    assert torch.equal(next(segmenter(path)).sample.pred_sem_seg.data, expected)
 
 
 def test_too_little_memory_is_told(monkeypatch, detector):
@@ -350,6 +342,12 @@ def test_too_little_memory_is_told(monkeypatch, detector):
     monkeypatch.setattr(detector.model, 'test_step', fails)
     with pytest.raises(UserError, match=r'too little memory for 2 pictures of 128x128 pixels'):
         list(detector([scene(0), scene(1)], batch_size=2))
+
+
+@pytest.mark.parametrize('name', ['batch_size', 'every'])
+def test_numbers_below_1_are_refused(detector, name):
+    with pytest.raises(UserError, match=f'{name} must be at least 1, got 0'):
+        next(detector(scene(0), **{name: 0}))
 
 
 def test_scores_below_the_threshold_are_left_out(detector_file, detector):
@@ -370,13 +368,13 @@ def test_the_class_is_offered_by_the_package():
 
 
 class Harmful:
-    """Makes a file when it is unpickled as Python does it."""
+    """Makes a folder when it is unpickled as Python does it."""
 
     def __init__(self, path):
         self.path = path
 
     def __reduce__(self):
-        return os.mknod, (self.path,)
+        return os.mkdir, (self.path,)
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path):
@@ -403,6 +401,18 @@ def test_names_and_colours_of_classes(detector, segmenter):
     assert segmenter.task.classes == ('ground', *CLASSES)
     assert segmenter.task.palette[0] == (0, 0, 0)
     assert detector.task.name(99) == 'class 99'
+
+
+def test_classes_without_names_get_numbers(tmp_path, detector_file):
+    path = tmp_path / 'config.py'
+    path.write_text(f"""
+_base_ = '{DETECTOR}'
+test_dataloader = dict(dataset=dict(type='BaseDetDataset'))
+""")
+    state = torch.load(detector_file, weights_only=True)['state_dict']
+    torch.save(state, tmp_path / 'bare.pth')
+    task = Inferencer(path, tmp_path / 'bare.pth', device='cpu').task
+    assert task.classes == tuple(f'class {i}' for i in range(6)) and len(set(task.palette)) == 6
 
 
 @pytest.mark.parametrize('device', ['cuda:77', 'gpu'])
@@ -530,14 +540,10 @@ def test_label_maps_hold_what_segmenters_see(tmp_path, segmenter):
     assert video_facts(layout.root / 'videos/a.mp4')[0] == 2
 
 
-def test_classifiers_name_the_most_probable_classes(tmp_path):
-    if problem := import_problem('mmpretrain.models'):
-        pytest.skip(str(problem))
-    checkpoint = untrained(CLASSIFIER, tmp_path / 'classifier.pth')
-    # Without cutting out a shape by its box, which a picture alone does not have.
-    cfg = load_config(CLASSIFIER)
-    del cfg.test_dataloader.dataset.pipeline[1]
-    model = Inferencer(cfg, checkpoint, device='cpu')
+def test_classifiers_name_the_most_probable_classes(tmp_path, monkeypatch):
+    if importlib.util.find_spec('torchvision') is None:
+        monkeypatch.syspath_prepend(ROOT / 'tests/stand_ins')
+    model = Inferencer(CLASSIFIER, untrained(CLASSIFIER, tmp_path / 'a.pth'), device='cpu')
     write_scene(tmp_path / 'in/a.jpg')
     layout = Layout(tmp_path / 'out')
     run(model, find_inputs(tmp_path / 'in'), layout)
@@ -567,6 +573,15 @@ def test_results_so_far_stay_when_interrupted(tmp_path, monkeypatch, detector):
     assert len(load_coco(layout.predictions).imgs) == 3
     assert video_facts(layout.root / 'videos/clip.mp4')[0] == 2
     assert not list(tmp_path.rglob('.*'))
+
+
+def test_a_video_that_is_not_whole_on_the_disk_is_told(tmp_path, monkeypatch, detector):
+    write_video(tmp_path / 'in/clip.avi')
+    monkeypatch.setattr(writers_module, 'count_frames', lambda path: 5)
+    with pytest.raises(UserError, match=r'videos/clip\.mp4 could not be written whole'):
+        run(detector, find_inputs(tmp_path / 'in'), Layout(tmp_path / 'out'))
+    assert not list((tmp_path / 'out/videos').iterdir())
+    assert len(load_coco(tmp_path / 'out/predictions.json').imgs) == 6
 
 
 def test_a_camera_is_stopped_by_ctrl_c_and_keeps_its_speed(tmp_path, monkeypatch, detector):

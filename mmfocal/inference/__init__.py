@@ -9,7 +9,9 @@ __all__ = [
     'Inferencer',
     'Input',
     'Layout',
+    'Outcome',
     'Picture',
+    'Prediction',
     'Skipped',
     'UnreadableError',
     'find_inputs',
@@ -19,12 +21,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports what needs PyTorch on first use: tools report missing inputs before that."""
-    if name == 'Inferencer':
-        from .inferencer import Inferencer
+    if name in ('Inferencer', 'Prediction'):
+        from . import inferencer
 
-        return Inferencer
-    if name == 'run':
-        from .running import run
+        return getattr(inferencer, name)
+    if name in ('Outcome', 'run'):
+        from . import running
 
-        return run
+        return getattr(running, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -22,6 +22,8 @@ from torch import nn
 from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_config
 from mmfocal.engine.settings import import_packages
 from mmfocal.errors import UserError
+from mmfocal.pretrained.classifier import load_classifier
+from mmfocal.pretrained.layouts import state_dict_of
 
 from .inputs import Input, Picture, Skipped, UnreadableError, find_inputs, read
 from .tasks import TASKS, Task, as_shown
@@ -104,6 +106,7 @@ class Inferencer:
             self.loader, self.pipeline = _pipeline(dataset.pipeline)
             self.model = _model(cfg, weights, self.checkpoint).to(self.device).eval()
             classes, palette = _classes(weights, dataset)
+        classes = classes or tuple(f'class {i}' for i in range(_num_classes(self.model)))
         self.task: Task = TASKS[family](classes, palette, score_thr)
 
     def __call__(
@@ -129,6 +132,9 @@ class Inferencer:
             UnreadableError: something cannot be read, and there is no list for it.
             UserError: an input is not there; or the device has too little memory for a batch.
         """
+        for name, value in (('batch_size', batch_size), ('every', every)):
+            if value < 1:
+                raise UserError(f'{name} must be at least 1, got {value}.')
         if not (isinstance(inputs, list) and all(isinstance(each, Input) for each in inputs)):
             inputs = find_inputs(inputs)
         prepared = (self._prepared(picture) for picture in read(inputs, self.loader, every))
@@ -284,15 +290,18 @@ def _model(cfg: Config, checkpoint: dict, source: str) -> nn.Module:
     gives predictions that look like some.
 
     Raises:
-        UserError: the checkpoint is not one of this model.
+        UserError: the checkpoint is not one of this model; the names of parameters tell.
     """
     cfg.model.pop('pretrained', None)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    state = checkpoint.get('state_dict', checkpoint)
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    tensors = state_dict_of(checkpoint, source)
+    state = {str(name).removeprefix('module.'): tensor for name, tensor in tensors.items()}
+    if cfg.default_scope == 'mmpretrain' and not any(n.startswith('backbone.') for n in state):
+        load_classifier(model, checkpoint, source)  # the authors', as tools/test.py takes them
+        return model
     try:
         missing = set(model.load_state_dict(state, strict=False).missing_keys)
-    except (RuntimeError, AttributeError, TypeError) as error:
+    except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise _unfit(source, cfg, [line for line in lines[1:] if line] or lines) from error
     if lacking := sorted(missing & {name for name, _ in model.named_parameters()}):
@@ -309,8 +318,13 @@ def _unfit(source: str, cfg: Config, reasons: list[str]) -> UserError:
     )
 
 
+def _num_classes(model: nn.Module) -> int:
+    """Of the head that tells most apart; proposals, for one, are of a single class."""
+    return max(int(getattr(module, 'num_classes', 0) or 0) for module in model.modules())
+
+
 def _classes(checkpoint: dict, dataset: ConfigDict) -> tuple[tuple[str, ...], Any]:
-    """Names of the checkpoint's classes, or of the config's, and colours of the latter's.
+    """Names of the checkpoint's classes, or of the config's if it has none, and their colours.
 
     The data set is not built: that may need annotations, which are not here.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,29 +61,26 @@ def run(
     records = model.task.records(layout, info)
     videos = Videos(layout, every)
     progress = Progress(count_pictures(inputs, every))
-    try:
-        with progress:
-            for prediction in model(
-                inputs, batch_size=batch_size, every=every, skipped=outcome.skipped
-            ):
-                picture, sample = prediction
-                outcome.things += records.add(picture, sample)
-                if pictures:
-                    drawn = model.draw(prediction, labels)
-                    if picture.frame is None:
-                        write_picture(layout.picture(picture), drawn)
+    # Each is completed even if the other cannot be.
+    with closing(records), closing(videos):
+        try:
+            with progress:
+                for prediction in model(
+                    inputs, batch_size=batch_size, every=every, skipped=outcome.skipped
+                ):
+                    picture, sample = prediction
+                    outcome.things += records.add(picture, sample)
+                    if pictures and picture.frame is None:
+                        write_picture(layout.picture(picture), model.draw(prediction, labels))
                         outcome.written['Pictures'] = layout.pictures
-                    else:
-                        videos.add(picture, drawn)
+                    elif pictures:
+                        videos.add(picture, model.draw(prediction, labels))
                         outcome.written['Videos'] = layout.videos
-                outcome.predicted += 1
-                progress.advance()
-    except KeyboardInterrupt:
-        if all(given.kind != 'camera' for given in inputs):
-            raise
-    finally:
-        videos.close()
-        records.close()
+                    outcome.predicted += 1
+                    progress.advance()
+        except KeyboardInterrupt:
+            if all(given.kind != 'camera' for given in inputs):
+                raise
     outcome.seconds = progress.seconds
     outcome.written[records.title] = records.path
     return outcome
