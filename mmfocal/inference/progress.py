@@ -61,8 +61,6 @@ class Progress:
     def __enter__(self) -> Progress:
         self._began = self._told = time.monotonic()
         self._tenths = 0
-        if self._bars:
-            self._bars.start()
         return self
 
     def __exit__(
@@ -79,6 +77,7 @@ class Progress:
         """Counts one more."""
         self.done += 1
         if self._bars:
+            self._bars.start()  # with the first, behind what models log when they run first
             self._bars.update(self._bar, completed=self.done)
             return
         now = time.monotonic()
