@@ -18,8 +18,8 @@ from torch import nn
 
 from mmfocal import FocalTransformer, FocalTransformerFast
 from mmfocal.engine import load_config
-from mmfocal.engine.inference import View, find_backbone, load_model, view_image
 from mmfocal.errors import UserError
+from mmfocal.inference.view import View, find_backbone, load_model, view_image
 from mmfocal.visualization.attention import (
     attention_of_blocks,
     attention_weights,

@@ -81,7 +81,7 @@ def main() -> None:
 
     matplotlib.use('Agg')
 
-    from mmfocal.engine.inference import find_backbone, load_model, view_image
+    from mmfocal.inference.view import find_backbone, load_model, view_image
     from mmfocal.visualization.attention import attention_of_blocks, draw_attention, draw_heads
 
     torch.manual_seed(0)  # for weights before training

@@ -44,6 +44,7 @@ __all__ = [
     'check_segmentation',
     'leaves_folder',
     'read_picture',
+    'unfit_pixels',
     'why_unreadable',
 ]
 
@@ -812,23 +813,31 @@ def _note_mode(path: str, header: Header, pictures: Pictures, findings: Findings
     if header.is_animated:
         findings.note('animated pictures', f'{path}: is animated; its first frame is used.')
     is_deep = header.mode.startswith('I')
-    if header.mode == 'F':
-        findings.error(
-            'pictures of floating point numbers',
-            f'{path}: its pixels are floating point numbers; expected 8 or 16 bits a channel.',
-        )
-    elif is_deep and pictures.backend == 'pillow':
-        findings.error(
-            '16-bit gray pictures',
-            f"{path}: has 16 bits a pixel, which imdecode_backend='pillow' clips to white. Leave "
-            "it out, or set it to 'cv2'.",
-        )
+    if problem := unfit_pixels(header, pictures.backend):
+        kind, reason = problem
+        findings.error(kind, f'{path}: {reason}')
     elif is_deep or header.mode in CONVERTED:
         how = '16-bit gray' if is_deep else CONVERTED[header.mode]
         findings.note(
             f'pictures {how}',
             f'{path}: is {how}; it is converted to three channels of 8 bits.',
         )
+
+
+def unfit_pixels(header: Header, backend: str) -> tuple[str, str] | None:
+    """What keeps a loader from giving a picture as it looks, as a kind and part of a sentence."""
+    if header.mode == 'F':
+        return (
+            'pictures of floating point numbers',
+            'its pixels are floating point numbers; expected 8 or 16 bits a channel.',
+        )
+    if header.mode.startswith('I') and backend == 'pillow':
+        return (
+            '16-bit gray pictures',
+            "has 16 bits a pixel, which imdecode_backend='pillow' clips to white. Leave it out, "
+            "or set it to 'cv2'.",
+        )
+    return None
 
 
 def why_unreadable(path: str) -> str | None:

@@ -70,7 +70,7 @@ class ShapesClsDataset(BaseDataset):
 
 @TRANSFORMS.register_module()
 class CropToBox(BaseTransform):
-    """Cuts the square around a sample's ``box`` out of its picture.
+    """Cuts the square around a sample's ``box`` out of its picture; around all of it without one.
 
     Args:
         margin: part of the box's longer side that stays in sight around it; less at the border of
@@ -83,7 +83,7 @@ class CropToBox(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Replaces ``img``, uint8 ``(H, W, 3)``, and its ``img_shape``."""
         image = results['img']
-        left, top, width, height = results['box']
+        left, top, width, height = results.get('box', (0, 0, *image.shape[1::-1]))
         side = round(max(width, height) * (1 + 2 * self.margin))
         side = max(min(side, *image.shape[:2]), 1)
         x, y = (

@@ -311,12 +311,11 @@ def set_test_time_augmentation(cfg: Config) -> None:
     cfg.model = dict(cfg.tta_model, module=cfg.model)
 
 
-def import_modules(cfg: Config) -> None:
-    """Imports what a config asks for.
+def import_packages(cfg: Config) -> None:
+    """Imports the family of a config and the modules that it asks for.
 
     Raises:
-        UserError: mmcv's operators or the config's own family are missing, or a custom import
-            fails.
+        UserError: mmcv's operators or the family are missing, or a custom import fails.
     """
     families = set(FAMILIES) & {cfg.get('default_scope')}
     try:
@@ -338,9 +337,9 @@ def build_runner(cfg: Config) -> Runner:
     load, and perhaps download, them only to overwrite them.
 
     Raises:
-        UserError: as :func:`import_modules`.
+        UserError: as :func:`import_packages`.
     """
-    import_modules(cfg)
+    import_packages(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(NonFiniteHook())
     if cfg.get('resume'):

@@ -19,9 +19,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
-from mmfocal.engine.inference import View, find_backbone
 from mmfocal.errors import UserError
 from mmfocal.geometry import FocalKeys
+from mmfocal.inference.view import View, find_backbone
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 from mmfocal.ops.reference import focal_attention_weights
 
@@ -96,7 +96,7 @@ def attention_weights(
 
     Args:
         model: a backbone of mmfocal, or a model that has one.
-        inputs: an image as :func:`mmfocal.engine.inference.view_image` gives it; or float
+        inputs: an image as :func:`mmfocal.inference.view.view_image` gives it; or float
             ``(1, 3, H, W)``, what the backbone gets, whose pixels then are those of the image.
         point: x and y in the image, in pixels. Pixel ``i`` reaches from ``i`` to ``i + 1``.
         stage: index into ``stages`` of the backbone, counted from 0.

@@ -13,11 +13,10 @@ from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import Tensor, nn
 
 from mmfocal.datasets.checking import why_unreadable
+from mmfocal.engine.settings import import_packages
 from mmfocal.errors import UserError
 from mmfocal.models import FocalTransformer
 from mmfocal.pretrained.loading import load_backbone
-
-from .settings import import_modules
 
 # What test pipelines do to an image, by what it does to the places of its pixels.
 RESIZING = ('Resize', 'ResizeEdge', 'ResizeShortestEdge', 'ResizeToMultiple', 'FixScaleResize')
@@ -95,7 +94,7 @@ def load_model(cfg: Config, checkpoint: str | None) -> nn.Module:
         UserError: packages that the config needs are missing, its backbone is none of ours, or
             the checkpoint does not fit it.
     """
-    import_modules(cfg)
+    import_packages(cfg)
     settings = dict(cfg.model)
     # As the runner does, for configs of mmpretrain.
     if cfg.get('data_preprocessor') is not None:

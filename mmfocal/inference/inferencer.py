@@ -1,0 +1,346 @@
+"""A trained model with its config's test pipeline: pictures in, predictions out."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmcv.transforms import LoadImageFromFile
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.structures import BaseDataElement
+from torch import nn
+
+from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_config
+from mmfocal.engine.settings import checkpoint_of, import_packages
+from mmfocal.errors import UserError
+from mmfocal.pretrained.classifier import load_classifier
+from mmfocal.pretrained.layouts import state_dict_of
+
+from .inputs import Input, Picture, Skipped, UnreadableError, find_inputs, read
+from .tasks import TASKS, Task, as_shown
+
+# Pictures that are read ahead, in batches, to find some of equal size.
+BATCHES_AHEAD = 4
+
+
+class Prediction(NamedTuple):
+    """A picture, and what the model says of it.
+
+    Attributes:
+        picture: as it was read.
+        sample: ``DetDataSample``, ``SegDataSample`` or ``DataSample`` of the family, on the CPU;
+            without ground truth, without what has a low score, and without logits of pixels.
+    """
+
+    picture: Picture
+    sample: BaseDataElement
+
+
+class Inferencer:
+    """A model of mmdet, mmseg or mmpretrain that takes pictures, folders, videos and cameras.
+
+    ::
+
+        from mmfocal.inference import Inferencer
+        model = Inferencer('focal_maskrcnn_3x', 'checkpoint.pth')
+        for picture, sample in model(['photos', 'clip.mp4'], batch_size=4): ...
+
+    The families' own inferencers do not serve here: they load checkpoints as mmengine does, which
+    is unsafely, or not at all on PyTorch 2.6 and newer; they stop at the first file that cannot be
+    read, keep all results in memory, give results of equal names to files of different folders,
+    and know no videos.
+
+    Args:
+        config: path, name of a config of this repository, or a config that is loaded.
+        checkpoint: path, URL, or work folder of a run. It is read as data; from now on mmengine
+            reads all checkpoints so, see :mod:`mmfocal.engine.safe_loading`.
+        device: as PyTorch names it; a GPU if there is one by default.
+        cfg_options: values of the config by dotted key.
+        score_thr: least score of an object that is kept; 0 to keep all that the model gives.
+
+    Attributes:
+        model: with weights, in evaluation mode.
+        task: what the family's predictions are: names and colours of classes, and how to draw.
+
+    Raises:
+        UserError: the config, the checkpoint or the device does not serve.
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike | Config,
+        checkpoint: str | os.PathLike,
+        *,
+        device: str | None = None,
+        cfg_options: dict[str, Any] | None = None,
+        score_thr: float = 0.3,
+    ) -> None:
+        if isinstance(config, Config):
+            cfg = config.copy()
+            cfg.merge_from_dict(cfg_options or {})
+        else:
+            cfg = load_config(config, cfg_options)
+        self.device = _device(device)
+        self.name = str(cfg.filename or 'config')
+        self.checkpoint = checkpoint_of(os.fspath(checkpoint))
+        family = cfg.get('default_scope')
+        if family not in TASKS:
+            raise UserError(
+                f'{self.name}: default_scope is {family!r}; predictions can be made with configs '
+                f'of {", ".join(TASKS)}.'
+            )
+        import_packages(cfg)
+        install_safe_loading()
+        weights = load_checkpoint_file(self.checkpoint)
+        dataset = _test_dataset(cfg)
+        self.family = family
+        with DefaultScope.overwrite_default_scope(family):
+            self.loader, self.pipeline = _pipeline(dataset.pipeline)
+            self.model = _model(cfg, weights, self.checkpoint).to(self.device).eval()
+            classes, palette = _classes(weights, dataset)
+        classes = classes or tuple(f'class {i}' for i in range(_num_classes(self.model)))
+        self.task: Task = TASKS[family](classes, palette, score_thr)
+
+    def __call__(
+        self,
+        inputs: str | os.PathLike | int | np.ndarray | Iterable,
+        *,
+        batch_size: int = 1,
+        every: int = 1,
+        skipped: list[Skipped] | None = None,
+    ) -> Iterator[Prediction]:
+        """Predicts, in the order of the inputs.
+
+        Pictures that the pipeline makes equally large share a batch, so that none is padded for
+        another's sake and the size of batches does not change results.
+
+        Args:
+            inputs: see :func:`~mmfocal.inference.find_inputs`; or what that gives.
+            batch_size: pictures that are predicted together.
+            every: of the frames of videos and cameras, every how many-th is taken.
+            skipped: takes what cannot be read, and why.
+
+        Raises:
+            UnreadableError: something cannot be read, and there is no list for it.
+            UserError: an input is not there; or the device has too little memory for a batch.
+        """
+        for name, value in (('batch_size', batch_size), ('every', every)):
+            if value < 1:
+                raise UserError(f'{name} must be at least 1, got {value}.')
+        if not (isinstance(inputs, list) and all(isinstance(each, Input) for each in inputs)):
+            inputs = find_inputs(inputs)
+        prepared = (self._prepared(picture) for picture in read(inputs, self.loader, every))
+        window = batch_size * BATCHES_AHEAD if batch_size > 1 else 1
+        windows = iter(lambda: list(islice(prepared, window)), [])
+        with ThreadPoolExecutor(1, 'reader') as reader:
+            upcoming = reader.submit(next, windows, None)
+            while (entries := upcoming.result()) is not None:
+                upcoming = reader.submit(next, windows, None)
+                yield from self._predict(entries, batch_size, skipped)
+
+    def draw(self, prediction: Prediction, labels: bool = True) -> np.ndarray:
+        """The picture with its prediction, ``(H, W, 3)`` of uint8, BGR.
+
+        Args:
+            prediction: of this model.
+            labels: whether names of classes are written, with scores if there are any.
+        """
+        return self.task.drawn(as_shown(prediction.picture.image), prediction.sample, labels)
+
+    def _prepared(self, picture: Picture | Skipped) -> tuple[Picture, dict] | Skipped:
+        """A picture as the model takes it."""
+        if isinstance(picture, Skipped):
+            return picture
+        size = picture.image.shape[:2]
+        path = picture.source.path
+        try:
+            data = self.pipeline(
+                dict(
+                    img=picture.image.copy(),  # transforms may write into it
+                    img_path=path,
+                    img_id=0,
+                    img_shape=size,
+                    ori_shape=size,
+                )
+            )
+        except Exception as error:  # pipelines may raise anything
+            reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+            return Skipped(path, f'cannot be used: {reason}')
+        return picture, data
+
+    def _predict(
+        self,
+        entries: list[tuple[Picture, dict] | Skipped],
+        batch_size: int,
+        skipped: list[Skipped] | None,
+    ) -> Iterator[Prediction]:
+        """Predicts in batches of equal sizes, and gives each result when its turn has come."""
+        by_size = defaultdict(list)
+        results: dict[int, Prediction | Skipped] = {}
+        for i, entry in enumerate(entries):
+            if isinstance(entry, Skipped):
+                results[i] = entry
+            else:
+                by_size[tuple(entry[1]['inputs'].shape)].append(i)
+        batches = [
+            places[start : start + batch_size]
+            for places in by_size.values()
+            for start in range(0, len(places), batch_size)
+        ]
+        turn = 0
+        for batch in [*sorted(batches), []]:
+            for i, sample in zip(batch, self._forward(entries, batch), strict=True):
+                results[i] = Prediction(entries[i][0], sample)
+            while turn in results:
+                result = results.pop(turn)
+                turn += 1
+                if isinstance(result, Prediction):
+                    yield result
+                elif skipped is None:
+                    raise UnreadableError(f'{result.path}: {result.reason}')
+                else:
+                    skipped.append(result)
+
+    @torch.no_grad()
+    def _forward(self, entries: list, batch: list[int]) -> list[BaseDataElement]:
+        if not batch:
+            return []
+        try:
+            with DefaultScope.overwrite_default_scope(self.family):
+                samples = self.model.test_step(pseudo_collate([entries[i][1] for i in batch]))
+            return [self.task.kept(sample) for sample in samples]
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        height, width = entries[batch[0]][1]['inputs'].shape[-2:]
+        raise UserError(
+            f'{self.device} has too little memory for {len(batch)} pictures of {width}x{height} '
+            f'pixels (width x height, as the model gets them), such as '
+            f'{entries[batch[0]][0].source.path}. Lower the batch size, make pictures smaller, or '
+            'take another device.'
+        )
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"The device {name!r} cannot be used: {str(error).splitlines()[0]} Use 'cpu', or run "
+            '`python tools/doctor.py` if there should be a GPU.'
+        ) from error
+    return device
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
+# --- The config and the checkpoint ------------------------------------------------------------
+
+
+def _test_dataset(cfg: Config) -> ConfigDict:
+    """The data set of the tests, out of wrappers around it."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    while dataset is not None and 'pipeline' not in dataset:
+        dataset = dataset.get('dataset') or next(iter(dataset.get('datasets') or ()), None)
+    if dataset is None:
+        raise UserError(
+            f'{cfg.filename} has no test_dataloader whose dataset has a pipeline, which says how '
+            'pictures are prepared.'
+        )
+    return dataset
+
+
+def _pipeline(steps: list[dict]) -> tuple[LoadImageFromFile, Compose]:
+    """What loads pictures, and what prepares them, without what is about ground truth."""
+    try:
+        pipeline = Compose(steps)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f'The test pipeline cannot be built: {error}') from error
+    loader, *others = pipeline.transforms
+    if not isinstance(loader, LoadImageFromFile):
+        raise UserError(
+            'Predictions need a test pipeline that begins with LoadImageFromFile, got '
+            f'{type(loader).__name__}.'
+        )
+    # Of the families' own names: LoadAnnotations, LoadPanopticAnnotations and others.
+    pipeline.transforms = [
+        step for step in others if not type(step).__name__.endswith('Annotations')
+    ]
+    return loader, pipeline
+
+
+def _model(cfg: Config, checkpoint: dict, source: str) -> nn.Module:
+    """The model with its weights, on the CPU.
+
+    mmengine loads what fits and says the rest in a warning; a model with weights left at random
+    gives predictions that look like some.
+
+    Raises:
+        UserError: the checkpoint is not one of this model; the names of parameters tell.
+    """
+    cfg.model.pop('pretrained', None)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    tensors = state_dict_of(checkpoint, source)
+    state = {str(name).removeprefix('module.'): tensor for name, tensor in tensors.items()}
+    if cfg.default_scope == 'mmpretrain' and not any(n.startswith('backbone.') for n in state):
+        load_classifier(model, checkpoint, source)  # the authors', as tools/test.py takes them
+        return model
+    try:
+        missing = set(model.load_state_dict(state, strict=False).missing_keys)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        raise _unfit(source, cfg, [line for line in lines[1:] if line] or lines) from error
+    if lacking := sorted(missing & {name for name, _ in model.named_parameters()}):
+        raise _unfit(source, cfg, [f'{name} is missing.' for name in lacking])
+    return model
+
+
+def _unfit(source: str, cfg: Config, reasons: list[str]) -> UserError:
+    more = f'\n  and {len(reasons) - 5} more' if len(reasons) > 5 else ''
+    return UserError(
+        f'{source} does not fit the model of {cfg.filename}:\n  '
+        + '\n  '.join(reasons[:5])
+        + f'{more}\nGive the config that the checkpoint was trained with.'
+    )
+
+
+def _num_classes(model: nn.Module) -> int:
+    """Of the head that tells most apart; proposals, for one, are of a single class."""
+    return max(int(getattr(module, 'num_classes', 0) or 0) for module in model.modules())
+
+
+def _classes(checkpoint: dict, dataset: ConfigDict) -> tuple[tuple[str, ...], Any]:
+    """Names of the checkpoint's classes, or of the config's if it has none, and their colours.
+
+    The data set is not built: that may need annotations, which are not here.
+    """
+    kind = dataset.type
+    if isinstance(kind, str):
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    told = kind._load_metainfo(dataset.get('metainfo')) if hasattr(kind, '_load_metainfo') else {}
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
+    saved = meta.get('dataset_meta')
+    saved = saved if isinstance(saved, dict) else meta
+    saved = {str(key).lower(): value for key, value in saved.items()}
+    classes = saved.get('classes') or told.get('classes') or ()
+    if not isinstance(classes, (list, tuple)):
+        classes = (classes,)
+    palette = told.get('palette') or saved.get('palette')
+    return tuple(map(str, classes)), palette

@@ -1,0 +1,219 @@
+"""What predictions of a family are: what is kept of them, drawn, and written."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from mmengine.structures import BaseDataElement
+from pycocotools import mask as rle
+
+from mmfocal.errors import UserError
+from mmfocal.visualization.overlays import (
+    Colour,
+    draw_instances,
+    draw_label_map,
+    draw_title,
+    palette_of,
+)
+
+from .inputs import Picture
+from .layout import Layout
+from .writers import CocoFile, LabelMaps, Records
+
+MAX_TOLD_CLASSES = 5  # most probable ones, of a classifier
+
+
+class Task(ABC):
+    """What the families differ in.
+
+    Args:
+        classes: names by class index.
+        palette: colours by class index, if the data set has any.
+        score_thr: least score of what is kept; 0 to 1.
+    """
+
+    noun: ClassVar[str]  # of what is counted
+
+    def __init__(self, classes: tuple[str, ...], palette: Any, score_thr: float) -> None:
+        self.classes = classes
+        self.palette: list[Colour] = palette_of(len(classes), palette)
+        self.score_thr = score_thr
+
+    @abstractmethod
+    def kept(self, sample: BaseDataElement) -> BaseDataElement:
+        """What is kept of a prediction, on the CPU.
+
+        Raises:
+            UserError: the model predicts something else.
+        """
+
+    @abstractmethod
+    def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
+        """The picture, uint8 and BGR, with what is kept, and names if ``labels``."""
+
+    @abstractmethod
+    def records(self, layout: Layout, info: dict[str, Any]) -> Records:
+        """What writes predictions into a folder."""
+
+    def name(self, label: int) -> str:
+        """Of a class; its number where the checkpoint has too few names."""
+        return self.classes[label] if label < len(self.classes) else f'class {label}'
+
+    def colour(self, label: int) -> Colour:
+        """Of a class; gray where the checkpoint has too few names."""
+        return self.palette[label] if label < len(self.palette) else (128, 128, 128)
+
+
+class Detection(Task):
+    """Boxes, and masks if the model has any, of mmdet."""
+
+    noun = 'objects'
+
+    def kept(self, sample: BaseDataElement) -> BaseDataElement:
+        if 'pred_instances' not in sample:
+            raise UserError(f'Expected a model that predicts instances, {_predicted(sample)}')
+        instances = sample.pred_instances
+        sample.pred_instances = instances[instances.scores >= self.score_thr]
+        return sample.cpu()
+
+    def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
+        instances = sample.pred_instances
+        order = instances.scores.argsort()
+        numbers = instances.labels[order].tolist()
+        masks = instances.masks[order].numpy().astype(bool) if 'masks' in instances else None
+        boxes = _boxes(instances)[order.numpy()]
+        scores = instances.scores[order].tolist()
+        texts = [
+            f'{self.name(label)} {score:.2f}' for label, score in zip(numbers, scores, strict=True)
+        ]
+        colours = [self.colour(label) for label in numbers]
+        return draw_instances(image, boxes, colours, texts if labels else None, masks)
+
+    def records(self, layout: Layout, info: dict[str, Any]) -> CocoFile:
+        return CocoFile(layout.predictions, info, self.classes, self.annotations)
+
+    @staticmethod
+    def annotations(picture: Picture, sample: BaseDataElement) -> list[dict[str, Any]]:
+        """In COCO's form but for ids; the box as left, top, width and height in pixels."""
+        instances = sample.pred_instances
+        annotations = []
+        boxes = _boxes(instances)
+        for i, (label, score) in enumerate(
+            zip(instances.labels.tolist(), instances.scores.tolist(), strict=True)
+        ):
+            left, top, right, bottom = boxes[i].tolist()
+            bbox = [round(value, 2) for value in (left, top, right - left, bottom - top)]
+            annotation = dict(
+                category_id=label + 1,
+                bbox=bbox,
+                score=round(score, 5),
+                area=round((right - left) * (bottom - top), 2),
+                iscrowd=0,
+            )
+            if 'masks' in instances:
+                encoded = _encoded(instances.masks[i].numpy())
+                annotation['area'] = int(rle.area(encoded))
+                annotation['segmentation'] = dict(encoded, counts=encoded['counts'].decode())
+            annotations.append(annotation)
+        return annotations
+
+
+class Segmentation(Task):
+    """Label maps of mmseg."""
+
+    noun = 'label maps'
+
+    def __init__(self, classes: tuple[str, ...], palette: Any, score_thr: float) -> None:
+        super().__init__(classes, palette, score_thr)
+        if len(classes) > LabelMaps.UNLABELLED:
+            raise UserError(
+                f'The model has {len(classes)} classes; label maps of one byte a pixel hold up to '
+                f'{LabelMaps.UNLABELLED}.'
+            )
+
+    def kept(self, sample: BaseDataElement) -> BaseDataElement:
+        if 'pred_sem_seg' not in sample:
+            raise UserError(f'Expected a model that predicts label maps, {_predicted(sample)}')
+        # One number for each class and pixel: gigabytes for a photo and 150 classes.
+        sample.pop('seg_logits', None)
+        return sample.cpu()
+
+    def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
+        return draw_label_map(
+            image, self.label_map(sample), self.palette, self.classes if labels else None
+        )
+
+    def records(self, layout: Layout, info: dict[str, Any]) -> LabelMaps:
+        return LabelMaps(layout, info, self.classes, self.palette, self.label_map)
+
+    @staticmethod
+    def label_map(sample: BaseDataElement) -> np.ndarray:
+        """``(H, W)`` of uint8."""
+        return sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
+
+
+class Classification(Task):
+    """The most probable classes, of mmpretrain; the least score is not asked for."""
+
+    noun = 'classes'
+
+    def kept(self, sample: BaseDataElement) -> BaseDataElement:
+        if 'pred_score' not in sample:
+            raise UserError(f'Expected a model that predicts scores, {_predicted(sample)}')
+        return sample.cpu()
+
+    def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
+        told = [f'{self.name(label)} {score:.2f}' for label, score in self.most_probable(sample)]
+        return draw_title(image, told) if labels else image
+
+    def records(self, layout: Layout, info: dict[str, Any]) -> CocoFile:
+        return CocoFile(layout.predictions, info, self.classes, self.annotations)
+
+    def annotations(self, picture: Picture, sample: BaseDataElement) -> list[dict[str, Any]]:
+        """In COCO's form but for ids, without boxes, the most probable class first."""
+        return [
+            dict(category_id=label + 1, score=round(score, 5))
+            for label, score in self.most_probable(sample)
+        ]
+
+    @staticmethod
+    def most_probable(sample: BaseDataElement) -> list[tuple[int, float]]:
+        """Labels and scores."""
+        scores, labels = sample.pred_score.sort(descending=True)
+        pairs = zip(labels.tolist(), scores.tolist(), strict=True)
+        return list(pairs)[:MAX_TOLD_CLASSES]
+
+
+TASKS: dict[str, type[Task]] = dict(mmdet=Detection, mmseg=Segmentation, mmpretrain=Classification)
+
+
+def as_shown(image: np.ndarray) -> np.ndarray:
+    """Whatever a loader gives, as ``(H, W, 3)`` of uint8, BGR, to draw on."""
+    if image.dtype == np.uint16:
+        image = image // 256
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    if image.ndim == 2 or image.shape[2] == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    return np.ascontiguousarray(image[..., :3])
+
+
+def _predicted(sample: BaseDataElement) -> str:
+    return f'got one that predicts {", ".join(sorted(sample.keys())) or "nothing"}.'
+
+
+def _encoded(mask: np.ndarray) -> dict[str, Any]:
+    return rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+
+
+def _boxes(instances: BaseDataElement) -> np.ndarray:
+    """``(N, 4)``, left, top, right and bottom; of models without boxes those of the masks."""
+    boxes = instances.bboxes if 'bboxes' in instances else None
+    if boxes is not None and not ('masks' in instances and not boxes.any()):
+        return boxes.numpy()
+    around = [rle.toBbox(_encoded(mask)) for mask in instances.masks.numpy()]
+    boxes = np.array(around, np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes

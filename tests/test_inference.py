@@ -1,0 +1,683 @@
+"""Predictions for pictures, videos and cameras: what is found, read, drawn and written."""
+
+import importlib.util
+import io
+import json
+import os
+import runpy
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner.checkpoint import CheckpointLoader
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
+from test_tools import run_tool
+
+import mmfocal
+from mmfocal.datasets.shapes import CLASSES, draw_scene
+from mmfocal.engine import install_safe_loading, load_config
+from mmfocal.engine.settings import import_packages
+from mmfocal.errors import UserError
+from mmfocal.inference import Inferencer, Layout, Skipped, UnreadableError, find_inputs, run
+from mmfocal.inference import inputs as inputs_module
+from mmfocal.inference import writers as writers_module
+from mmfocal.inference.progress import Progress
+from mmfocal.visualization.overlays import draw_instances, draw_label_map, palette_of
+
+ROOT = Path(__file__).parents[1]
+DETECTOR = ROOT / 'configs/mmdet/focal_maskrcnn_shapes.py'
+SEGMENTER = ROOT / 'configs/mmseg/focal_upernet_shapes.py'
+CLASSIFIER = ROOT / 'configs/mmpretrain/focal_shapes.py'
+
+
+@pytest.fixture(autouse=True)
+def restored_schemes():
+    """Leaves mmengine's loaders as other tests know them."""
+    schemes = dict(CheckpointLoader._schemes)
+    yield
+    CheckpointLoader._schemes = schemes
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp('inference')
+
+
+def untrained(config, path, **meta):
+    """Writes a checkpoint of a config as mmengine does, without training."""
+    torch.manual_seed(0)
+    cfg = load_config(config)
+    import_packages(cfg)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def detector_file(folder):
+    meta = dict(classes=CLASSES, palette=[(i * 40, 200, 255 - i * 40) for i in range(6)])
+    return untrained(DETECTOR, folder / 'detector.pth', dataset_meta=meta)
+
+
+@pytest.fixture(scope='module')
+def detector(detector_file):
+    return Inferencer(DETECTOR, detector_file, device='cpu', score_thr=0.0)
+
+
+@pytest.fixture(scope='module')
+def segmenter(folder):
+    # Without names: those of the config's data set are taken.
+    return Inferencer(SEGMENTER, untrained(SEGMENTER, folder / 'segmenter.pth'), device='cpu')
+
+
+def scene(index):
+    """A drawn picture, BGR."""
+    return np.ascontiguousarray(draw_scene(0, 'val', index).image[..., ::-1])
+
+
+def write_scene(path, index=0, size=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = scene(index) if size is None else cv2.resize(scene(index), size)
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def write_video(path, frames=6, rate=8, size=(64, 48)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), rate, size)
+    for index in range(frames):
+        writer.write(cv2.resize(scene(index), size))
+    writer.release()
+    return path
+
+
+def video_facts(path):
+    """Frames, width, height and frames in a second."""
+    capture = cv2.VideoCapture(str(path))
+    facts = [
+        capture.get(key)
+        for key in (
+            cv2.CAP_PROP_FRAME_COUNT,
+            cv2.CAP_PROP_FRAME_WIDTH,
+            cv2.CAP_PROP_FRAME_HEIGHT,
+            cv2.CAP_PROP_FPS,
+        )
+    ]
+    capture.release()
+    return facts
+
+
+def load_coco(path):
+    with redirect_stdout(io.StringIO()):
+        return COCO(str(path))
+
+
+def names(inputs):
+    return [given.name for given in inputs]
+
+
+# --- Finding ------------------------------------------------------------------------------------
+
+
+def test_folders_are_searched_at_all_depths_in_order(tmp_path):
+    for name in ('b.JPG', 'a.png', 'sub/deep/c.webp', 'sub/clip.avi'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ('notes.txt', '.hidden.jpg', 'sub/labels.json'):
+        (tmp_path / name).touch()
+    (tmp_path / '.thumbnails').mkdir()
+    (tmp_path / '.thumbnails/d.jpg').touch()
+    (tmp_path / 'sub/loop').symlink_to(tmp_path)
+    found = find_inputs(tmp_path)
+    assert names(found) == ['a.png', 'b.JPG', 'sub/clip.avi', 'sub/deep/c.webp']
+    assert [given.kind for given in found] == ['picture', 'picture', 'video', 'picture']
+    assert find_inputs(tmp_path, exclude=tmp_path / 'sub') == found[:2]
+
+
+def test_patterns_name_files_by_what_they_leave_open(tmp_path):
+    for name in ('x/1.jpg', 'x/y/2.jpg', 'x/y/3.txt', 'z/4.jpg', 'z/5.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert names(find_inputs(f'{tmp_path}/x/**/*.jpg')) == ['1.jpg', 'y/2.jpg']
+    assert names(find_inputs(f'{tmp_path}/?')) == ['x/1.jpg', 'x/y/2.jpg', 'z/4.jpg', 'z/5.png']
+    # No name leads out of the folder of results.
+    assert names(find_inputs(f'{tmp_path}/x/*/../../z/4.jpg')) == ['4.jpg']
+    bracket = tmp_path / 'a[1].jpg'  # a pattern that matches a1.jpg, and a file
+    bracket.touch()
+    assert names(find_inputs(bracket)) == ['a[1].jpg']
+
+
+def test_equal_names_get_numbers_and_equal_files_are_taken_once(tmp_path):
+    for name in ('a/x.jpg', 'b/x.jpg', 'b/X.png', 'b/x-2.jpg', 'b/x.mp4', 'c/x.mp4', 'c/x.gif'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    given = [tmp_path / 'a', tmp_path / 'b', tmp_path / 'c', tmp_path / 'a/x.jpg', f'{tmp_path}/*']
+    found = find_inputs(given)
+    layout = Layout(Path('out'))
+    assert len(found) == 7
+    assert names(found)[:4] == ['x.jpg', 'X.png', 'x-2.jpg', 'x-3.jpg']
+    pictures = [
+        inputs_module.Picture(each, np.zeros((1, 1, 3), np.uint8))
+        for each in found
+        if each.kind == 'picture'
+    ]
+    videos = [
+        inputs_module.Picture(each, np.zeros((1, 1, 3), np.uint8), frame)
+        for each in found
+        for frame in range(2)
+        if each.kind == 'video'
+    ]
+    label_maps = [str(layout.label_map(each)).lower() for each in pictures + videos]
+    assert len(set(label_maps)) == len(label_maps)
+    assert len({str(layout.picture(each)).lower() for each in pictures}) == len(pictures)
+    assert len({layout.video(each) for each in videos}) == 2
+    assert layout.picture(pictures[0]) == Path('out/pictures/x.jpg')
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ('nothing.jpg', 'no such file or folder'),
+        ('*.jpg', 'no picture or video has such a name'),
+        ('empty', 'no picture or video in this folder'),
+    ],
+)
+def test_inputs_that_are_not_there_are_named(tmp_path, given, message):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match=message):
+        find_inputs(tmp_path / given)
+
+
+def test_numbers_are_cameras_and_arrays_are_pictures():
+    camera, picture = find_inputs(['0', scene(0)])
+    assert (camera.path, camera.kind, camera.name) == ('0', 'camera', 'camera-0')
+    assert picture.kind == 'picture'
+    with pytest.raises(UserError, match=r'got shape \(4, 4\) and dtype float64'):
+        find_inputs(np.zeros((4, 4)))
+
+
+# --- Reading ------------------------------------------------------------------------------------
+
+
+def tilted(path):
+    """A picture whose left half is red as it is to be seen, stored on its side."""
+    upright = np.full((20, 40, 3), 255, np.uint8)
+    upright[:, :20] = 200, 30, 30
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright)).save(path, exif=exif, quality=95)
+    return upright
+
+
+def read_one(path, detector):
+    skipped = []
+    predictions = list(detector(path, skipped=skipped))
+    return predictions[0].picture.image[..., ::-1] if predictions else skipped[0].reason
+
+
+def test_unusual_pictures_are_read_as_they_look(tmp_path, detector):
+    upright = tilted(tmp_path / 'exif.jpg')
+    Image.fromarray(upright).convert('CMYK').save(tmp_path / 'cmyk.jpg', quality=95)
+    Image.fromarray(upright).quantize(4).save(tmp_path / 'palette.gif')
+    Image.fromarray(upright).convert('RGBA').save(tmp_path / 'alpha.png')
+    for name in ('exif.jpg', 'cmyk.jpg', 'palette.gif', 'alpha.png'):
+        image = read_one(tmp_path / name, detector)
+        assert image.shape == (20, 40, 3), name
+        difference = np.abs(image[5:-5].astype(int) - upright[5:-5])
+        assert difference[:, [5, 35]].max() < 40, name
+    deep = np.linspace(0, 65535, 20 * 40).reshape(20, 40).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / 'deep.png')
+    np.testing.assert_allclose(
+        read_one(tmp_path / 'deep.png', detector)[..., 0], deep // 256, atol=1
+    )
+
+
+def break_pictures(folder):
+    """Files that are no whole pictures, and what is said of them."""
+    whole = write_scene(folder / 'whole.jpg').read_bytes()
+    png = write_scene(folder / 'whole.png').read_bytes()
+    (folder / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    (folder / 'cut.png').write_bytes(png[: len(png) // 2])
+    (folder / 'damaged.png').write_bytes(png[:200] + bytes(50) + png[250:])
+    (folder / 'empty.jpg').touch()
+    (folder / 'text.jpg').write_text('<html>404</html>')
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(folder / 'float.tiff')
+    Image.new('RGB', (1, 4000)).save(folder / 'narrow.png')
+    return {
+        'cut.jpg': 'cut off',
+        'cut.png': 'cut off',
+        'damaged.png': 'damaged',
+        'empty.jpg': '0 bytes',
+        'text.jpg': 'no picture',
+        'float.tiff': 'floating point',
+        'narrow.png': 'cannot be used',
+    }
+
+
+def test_broken_files_are_skipped_with_reasons(tmp_path, detector):
+    expected = break_pictures(tmp_path)
+    (tmp_path / 'no.mp4').write_bytes(b'nothing')
+    (tmp_path / 'empty.mp4').touch()
+    expected.update({'no.mp4': 'no video', 'empty.mp4': '0 bytes'})
+    skipped = []
+    found = [picture.name for picture, _ in detector(tmp_path, batch_size=2, skipped=skipped)]
+    assert found == ['whole.jpg', 'whole.png']
+    assert {Path(path).name for path, _ in skipped} == set(expected)
+    for path, reason in skipped:
+        assert expected[Path(path).name] in reason, (path, reason)
+    with pytest.raises(UnreadableError, match=r'cut\.jpg: is cut off'):
+        list(detector(tmp_path))
+
+
+def test_a_video_that_ends_early_gives_what_it_has(tmp_path, detector):
+    whole = write_video(tmp_path / 'whole.avi', frames=20).read_bytes()
+    cut = tmp_path / 'cut.avi'
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    skipped = []
+    frames = [picture.frame for picture, _ in detector(cut, every=4, skipped=skipped)]
+    assert frames and frames == list(range(0, frames[-1] + 1, 4))
+    assert [path for path, _ in skipped] == [str(cut)]
+    assert 'cut off or damaged' in skipped[0].reason
+
+
+# --- Predicting ---------------------------------------------------------------------------------
+
+
+def test_size_and_neighbours_of_a_batch_do_not_change_results(detector, segmenter):
+    # Sizes in a mixed order, which a batch does not have.
+    pictures = [cv2.resize(scene(i), (128, 96 + 16 * (i % 3))) for i in range(7)]
+    for model in (detector, segmenter):
+        single = list(model(pictures))
+        batched = list(model(pictures, batch_size=4))
+        assert [one.picture.name for one in batched] == [one.picture.name for one in single]
+        for one, other, picture in zip(single, batched, pictures, strict=True):
+            np.testing.assert_array_equal(one.picture.image, picture)
+            if model is segmenter:
+                agree = one.sample.pred_sem_seg.data == other.sample.pred_sem_seg.data
+                assert agree.shape == (1, *picture.shape[:2]) and agree.float().mean() > 0.999
+            else:
+                a, b = one.sample.pred_instances, other.sample.pred_instances
+                assert len(a) > 0
+                torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(a.bboxes, b.bboxes, rtol=1e-3, atol=1e-2)
+
+
+def test_equal_to_the_inferencer_of_mmdet(tmp_path, detector, detector_file):
+    from mmdet.apis import DetInferencer
+
+    install_safe_loading()
+    theirs = DetInferencer(str(DETECTOR), str(detector_file), device='cpu', show_progress=False)
+    path = write_scene(tmp_path / 'a.jpg', 3, (150, 90))
+    expected = theirs(str(path))['predictions'][0]
+    found = next(detector(path)).sample.pred_instances
+    assert len(found) > 0 and found.labels.tolist() == expected['labels']
+    np.testing.assert_allclose(found.scores, expected['scores'], rtol=1e-5)
+    np.testing.assert_allclose(found.bboxes, expected['bboxes'], atol=1e-3)
+    for mask, encoded in zip(found.masks.numpy(), expected['masks'], strict=True):
+        np.testing.assert_array_equal(mask, rle.decode(encoded))
+
+
+def test_equal_to_mmseg(tmp_path, segmenter):
+    from mmseg.apis import inference_model
+
+    path = write_scene(tmp_path / 'a.jpg', 3, (150, 90))
+    segmenter.model.cfg = load_config(SEGMENTER)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        expected = inference_model(segmenter.model, str(path)).pred_sem_seg.data
+    assert torch.equal(next(segmenter(path)).sample.pred_sem_seg.data, expected)
+
+
+def test_too_little_memory_is_told(monkeypatch, detector):
+    def fails(*args):
+        raise torch.OutOfMemoryError('CUDA out of memory.')
+
+    monkeypatch.setattr(detector.model, 'test_step', fails)
+    with pytest.raises(UserError, match=r'too little memory for 2 pictures of 128x128 pixels'):
+        list(detector([scene(0), scene(1)], batch_size=2))
+
+
+@pytest.mark.parametrize('name', ['batch_size', 'every'])
+def test_numbers_below_1_are_refused(detector, name):
+    with pytest.raises(UserError, match=f'{name} must be at least 1, got 0'):
+        next(detector(scene(0), **{name: 0}))
+
+
+def test_scores_below_the_threshold_are_left_out(detector_file, detector):
+    ((_, everything),) = detector(scene(0))
+    middle = float(everything.pred_instances.scores.median())
+    model = Inferencer(DETECTOR, detector_file, device='cpu', score_thr=middle)
+    ((_, some),) = model(scene(0))
+    expected = everything.pred_instances.scores
+    assert some.pred_instances.scores.tolist() == expected[expected >= middle].tolist()
+    assert 0 < len(some.pred_instances) < len(expected)
+
+
+def test_the_class_is_offered_by_the_package():
+    assert mmfocal.Inferencer is Inferencer
+
+
+# --- Checkpoints --------------------------------------------------------------------------------
+
+
+class Harmful:
+    """Makes a folder when it is unpickled as Python does it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    torch.save(dict(state_dict={}, meta=Harmful(str(tmp_path / 'ran'))), tmp_path / 'bad.pth')
+    with pytest.raises(UserError, match='was refused'):
+        Inferencer(DETECTOR, tmp_path / 'bad.pth')
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, detector_file):
+    with pytest.raises(UserError, match='does not fit the model') as refusal:
+        Inferencer(SEGMENTER, detector_file)
+    assert 'auxiliary_head.conv_seg.weight is missing.' in str(refusal.value)
+    checkpoint = torch.load(detector_file, weights_only=True)
+    key = next(iter(checkpoint['state_dict']))
+    checkpoint['state_dict'][key] = checkpoint['state_dict'][key][:1]
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    with pytest.raises(UserError, match=f'size mismatch for {key}'):
+        Inferencer(DETECTOR, tmp_path / 'other.pth')
+
+
+def test_names_and_colours_of_classes(detector, segmenter):
+    assert detector.task.classes == CLASSES
+    assert segmenter.task.classes == ('ground', *CLASSES)
+    assert segmenter.task.palette[0] == (0, 0, 0)
+    assert detector.task.name(99) == 'class 99'
+
+
+def test_classes_without_names_get_numbers(tmp_path, detector_file):
+    path = tmp_path / 'config.py'
+    path.write_text(f"""
+_base_ = '{DETECTOR}'
+test_dataloader = dict(dataset=dict(type='BaseDetDataset'))
+""")
+    state = torch.load(detector_file, weights_only=True)['state_dict']
+    torch.save(state, tmp_path / 'bare.pth')
+    task = Inferencer(path, tmp_path / 'bare.pth', device='cpu').task
+    assert task.classes == tuple(f'class {i}' for i in range(6)) and len(set(task.palette)) == 6
+
+
+@pytest.mark.parametrize('device', ['cuda:77', 'gpu'])
+def test_a_device_that_is_not_there_is_named(device, detector_file):
+    with pytest.raises(UserError, match=f"The device '{device}' cannot be used"):
+        Inferencer(DETECTOR, detector_file, device=device)
+
+
+# --- Writing ------------------------------------------------------------------------------------
+
+
+def run_in_process(monkeypatch, capsys, *args):
+    """Runs tools/infer.py; returns its status and what it writes to both streams."""
+    monkeypatch.syspath_prepend(ROOT / 'tools')
+    monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / 'tools/infer.py'), run_name='__main__')
+    return stop.value.code, capsys.readouterr()
+
+
+def test_the_tool_writes_what_detectors_see(tmp_path, detector_file):
+    write_scene(tmp_path / 'a/1.jpg', 0)
+    write_scene(tmp_path / 'a/sub/2.png', 1, (90, 120))
+    write_scene(tmp_path / 'b/1.jpg', 2)
+    break_pictures(tmp_path / 'b/c')
+    write_video(tmp_path / 'clip.avi')
+    told = run_tool(
+        *('infer.py', DETECTOR, detector_file, 'a', 'b/*.jpg', 'b/c/[ce]*.jpg', 'clip.avi'),
+        *('--score-thr', 0, '--batch-size', 2, '--every', 2, '--device', 'cpu'),
+        cwd=tmp_path,
+        status=1,
+    )
+    assert '6 pictures and frames' in told and 'Predicting: 8 of 8' not in told
+    assert 'Skipped, since they cannot be read: 2' in told
+    assert 'b/c/cut.jpg: is cut off' in told and 'b/c/empty.jpg: is empty' in told
+
+    out = tmp_path / 'inference'
+    files = {path.relative_to(out).as_posix() for path in out.rglob('*') if path.is_file()}
+    assert files == {
+        'pictures/1.jpg',
+        'pictures/sub/2.png',
+        'pictures/1-2.jpg',
+        'videos/clip.mp4',
+        'predictions.json',
+    }
+    assert video_facts(out / 'videos/clip.mp4') == [3, 64, 48, 4]
+    coco = load_coco(out / 'predictions.json')
+    sizes = {image['file_name']: (image['width'], image['height']) for image in coco.imgs.values()}
+    frames = {f'clip.avi/{i:06}': (64, 48) for i in (0, 2, 4)}
+    assert sizes == {
+        '1.jpg': (128, 128), 'sub/2.png': (90, 120), '1-2.jpg': (128, 128), **frames
+    }  # fmt: skip
+    assert [image['source'] for image in coco.loadImgs([1, 3])] == ['a/1.jpg', 'b/1.jpg']
+    assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    for image in coco.imgs.values():
+        annotations = coco.imgToAnns[image['id']]
+        assert annotations
+        for annotation in annotations:
+            x, y, width, height = annotation['bbox']
+            assert min(x, y, width, height) >= 0
+            assert x + width <= image['width'] + 0.01 and y + height <= image['height'] + 0.01
+            assert 0 <= annotation['score'] <= 1
+            mask = coco.annToMask(annotation)
+            assert mask.shape == (image['height'], image['width'])
+            assert mask.sum() == annotation['area']
+    drawn = cv2.imread(str(out / 'pictures/sub/2.png'))
+    assert drawn.shape == (120, 90, 3)
+    assert (drawn != cv2.imread(str(tmp_path / 'a/sub/2.png'))).any()
+
+
+def test_earlier_results_are_kept_unless_forced(tmp_path, monkeypatch, capsys, detector_file):
+    write_scene(tmp_path / 'photos/1.jpg')
+    out = tmp_path / 'out'
+    args = (DETECTOR, detector_file, tmp_path / 'photos', '--out', out, '--device', 'cpu')
+    status, told = run_in_process(monkeypatch, capsys, *args, '--no-pictures')
+    assert status == 0 and not (out / 'pictures').exists(), told.err
+    (out / 'predictions.json').write_text('mine')
+    status, told = run_in_process(monkeypatch, capsys, *args)
+    assert status == 2 and 'holds earlier results (predictions.json)' in told.err
+    assert (out / 'predictions.json').read_text() == 'mine'
+    assert run_in_process(monkeypatch, capsys, *args, '--force')[0] == 0
+    assert len(load_coco(out / 'predictions.json').imgs) == 1
+    assert (out / 'pictures/1.jpg').exists()
+
+
+def test_wrong_arguments_end_with_status_2(tmp_path, monkeypatch, capsys, detector_file):
+    picture = write_scene(tmp_path / '1.jpg')
+    for args, message in (
+        ((DETECTOR, detector_file, tmp_path / 'no.jpg'), 'no such file'),
+        ((DETECTOR, tmp_path / 'no.pth', picture), 'no such file'),
+        (('no_config', detector_file, picture), 'There is no config'),
+        ((DETECTOR, detector_file, picture, '--out', picture), 'is a file'),
+        ((DETECTOR, detector_file, picture, '--batch-size', 0), 'expected a whole number from 1'),
+        (
+            (DETECTOR, detector_file, picture, '--score-thr', 'nan'),
+            'expected a number from 0 to 1',
+        ),
+    ):
+        out = () if '--out' in args else ('--out', tmp_path / 'out')
+        status, told = run_in_process(monkeypatch, capsys, *args, *out)
+        assert status == 2 and message in told.err, (args, told.err)
+        assert 'Traceback' not in told.err
+
+
+def test_label_maps_hold_what_segmenters_see(tmp_path, segmenter):
+    write_scene(tmp_path / 'in/a.jpg', 0, (100, 80))
+    write_scene(tmp_path / 'in/a.png', 1)
+    write_video(tmp_path / 'in/a.avi')
+    inputs, layout = find_inputs(tmp_path / 'in'), Layout(tmp_path / 'out')
+    outcome = run(segmenter, inputs, layout, batch_size=2, every=3, labels=False)
+    assert outcome.predicted == 4 and not outcome.skipped
+    expected = {'a.avi/000000.png', 'a.avi/000003.png', 'a.png', 'a-2.png'}
+    written = {path.relative_to(layout.label_maps).as_posix(): path
+               for path in layout.label_maps.rglob('*.png')}  # fmt: skip
+    assert set(written) == expected
+    for picture, sample in segmenter(inputs, every=3):
+        with Image.open(layout.label_map(picture)) as stored:
+            assert stored.mode == 'L'
+            labels = np.asarray(stored)
+        agree = labels == sample.pred_sem_seg.data[0].numpy()
+        assert agree.shape == picture.image.shape[:2] and agree.mean() > 0.999
+    classes = json.loads(layout.classes.read_text())
+    assert [each['name'] for each in classes['classes']] == ['ground', *CLASSES]
+    assert classes['unlabelled'] == 255
+    assert video_facts(layout.root / 'videos/a.mp4')[0] == 2
+
+
+def test_classifiers_name_the_most_probable_classes(tmp_path, monkeypatch):
+    if importlib.util.find_spec('torchvision') is None:
+        monkeypatch.syspath_prepend(ROOT / 'tests/stand_ins')
+    model = Inferencer(CLASSIFIER, untrained(CLASSIFIER, tmp_path / 'a.pth'), device='cpu')
+    write_scene(tmp_path / 'in/a.jpg')
+    layout = Layout(tmp_path / 'out')
+    run(model, find_inputs(tmp_path / 'in'), layout)
+    coco = load_coco(layout.predictions)
+    scores = [annotation['score'] for annotation in coco.anns.values()]
+    assert len(scores) == 5 and scores == sorted(scores, reverse=True) and sum(scores) <= 1
+    assert cv2.imread(str(layout.root / 'pictures/a.jpg')).shape == (128, 128, 3)
+
+
+def test_results_so_far_stay_when_interrupted(tmp_path, monkeypatch, detector):
+    write_video(tmp_path / 'in/clip.avi')
+    write_scene(tmp_path / 'in/a.jpg')
+    monkeypatch.setattr(writers_module, 'SECONDS_BETWEEN_SAVES', 0.0)
+    layout, seen, forward = Layout(tmp_path / 'out'), [], detector.model.test_step
+
+    def interrupted(data):
+        seen.append(data)
+        if len(seen) == 4:
+            # Saved on the way, without the end that an interruption still allows.
+            assert len(load_coco(layout.predictions).imgs) == 3
+            raise KeyboardInterrupt
+        return forward(data)
+
+    monkeypatch.setattr(detector.model, 'test_step', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(detector, find_inputs(tmp_path / 'in'), layout)
+    assert len(load_coco(layout.predictions).imgs) == 3
+    assert video_facts(layout.root / 'videos/clip.mp4')[0] == 2
+    assert not list(tmp_path.rglob('.*'))
+
+
+def test_a_video_that_is_not_whole_on_the_disk_is_told(tmp_path, monkeypatch, detector):
+    write_video(tmp_path / 'in/clip.avi')
+    monkeypatch.setattr(writers_module, 'count_frames', lambda path: 5)
+    with pytest.raises(UserError, match=r'videos/clip\.mp4 could not be written whole'):
+        run(detector, find_inputs(tmp_path / 'in'), Layout(tmp_path / 'out'))
+    assert not list((tmp_path / 'out/videos').iterdir())
+    assert len(load_coco(tmp_path / 'out/predictions.json').imgs) == 6
+
+
+def test_a_camera_is_stopped_by_ctrl_c_and_keeps_its_speed(tmp_path, monkeypatch, detector):
+    video = write_video(tmp_path / 'film.avi', frames=4)
+    real, clock = cv2.VideoCapture, iter(range(100))
+    monkeypatch.setattr(
+        cv2, 'VideoCapture', lambda address: real(str(video) if address == 0 else address)
+    )
+    monkeypatch.setattr(inputs_module.time, 'monotonic', lambda: next(clock) * 0.2)
+    layout, draw = Layout(tmp_path / 'out'), detector.draw
+
+    def stopped(prediction, labels):
+        if prediction.picture.frame == 3:
+            raise KeyboardInterrupt
+        return draw(prediction, labels)
+
+    monkeypatch.setattr(detector, 'draw', stopped)
+    outcome = run(detector, find_inputs('0'), layout)
+    assert outcome.predicted == 3 and not outcome.skipped
+    frames, *_, rate = video_facts(layout.root / 'videos/camera-0.mp4')
+    assert frames / rate >= 0.4  # as long as it took
+
+
+def test_a_camera_that_is_not_there_is_skipped(tmp_path, monkeypatch, detector):
+    closed = cv2.VideoCapture()
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda address: closed)
+    skipped = []
+    assert not list(detector(7, skipped=skipped))
+    assert skipped == [Skipped('7', 'is no camera that can be opened.')]
+
+
+# --- Progress -----------------------------------------------------------------------------------
+
+
+def test_progress_is_lines_where_there_is_no_terminal():
+    file = io.StringIO()
+    with Progress(40, file) as progress:
+        for _ in range(40):
+            progress.advance()
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith('Predicting: 4 of 40, ') and lines[0].endswith(' left')
+    assert lines[-1].startswith('Predicting: 40 of 40, ')
+    assert '\x1b' not in file.getvalue() and '\r' not in file.getvalue()
+
+
+def test_progress_is_a_bar_in_a_terminal(monkeypatch):
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', '100')
+    file = io.StringIO()
+    with Progress(3, file) as progress:
+        for _ in range(3):
+            progress.advance()
+    assert '3/3' in file.getvalue() and 'Predicting' in file.getvalue()
+
+
+# --- Drawing ------------------------------------------------------------------------------------
+
+
+def test_masks_are_coloured_and_what_is_outside_stays():
+    image = np.full((100, 120, 3), 100, np.uint8)
+    mask = np.zeros((1, 100, 120), bool)
+    mask[0, 40:80, 30:90] = True
+    drawn = draw_instances(image, np.array([[30, 40, 90, 80]]), [(255, 0, 0)], None, mask)
+    assert (image == 100).all()
+    blue, green, red = drawn[60, 60].astype(int)
+    assert red > 150 and green < 80 and blue < 80
+    assert (drawn[:30] == 100).all() and (drawn[:, 100:] == 100).all()
+    named = draw_instances(image, np.array([[30, 40, 90, 80]]), [(255, 0, 0)], ['star 0.9'], mask)
+    assert (named[:39] != 100).any()
+
+
+def test_texts_find_places_of_their_own():
+    image = np.zeros((200, 200, 3), np.uint8)
+    boxes = np.array([[50, 60, 150, 160]] * 3)
+    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    drawn = draw_instances(image, boxes, colours, ['one', 'two', 'three'])
+    for channel in range(3):  # each ground is there as a whole
+        rows = (drawn == np.eye(3)[channel] * 255).all(-1).sum(1)
+        assert (rows > 6).sum() >= 12
+
+
+def test_label_maps_are_coloured_and_what_has_no_class_stays():
+    image = np.full((60, 60, 3), 100, np.uint8)
+    labels = np.zeros((60, 60), np.uint8)
+    labels[:, 30:] = 1
+    labels[:10] = 255
+    drawn = draw_label_map(image, labels, [(0, 255, 0), (255, 0, 0)])
+    assert (drawn[:10] == 100).all()
+    assert drawn[30, 10].argmax() == 1 and drawn[30, 50].argmax() == 2
+    named = draw_label_map(image, labels, [(0, 255, 0), (255, 0, 0)], ['grass', 'roof'])
+    assert (named != drawn).any()
+
+
+def test_classes_without_colours_get_different_ones():
+    colours = palette_of(40, 'random')
+    assert len(set(colours)) == 40
+    assert palette_of(2, [[1, 2, 3], [4, 5, 6]]) == [(1, 2, 3), (4, 5, 6)]
