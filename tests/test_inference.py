@@ -502,7 +502,7 @@ def test_wrong_arguments_end_with_status_2(tmp_path, monkeypatch, capsys, detect
     picture = write_scene(tmp_path / '1.jpg')
     for args, message in (
         ((DETECTOR, detector_file, tmp_path / 'no.jpg'), 'no such file'),
-        ((DETECTOR, tmp_path / 'no.pth', picture), 'no such file'),
+        ((DETECTOR, tmp_path / 'no.pth', picture), 'There is no checkpoint'),
         (('no_config', detector_file, picture), 'There is no config'),
         ((DETECTOR, detector_file, picture, '--out', picture), 'is a file'),
         ((DETECTOR, detector_file, picture, '--batch-size', 0), 'expected a whole number from 1'),
@@ -556,7 +556,8 @@ def test_classifiers_name_the_most_probable_classes(tmp_path, monkeypatch):
 def test_results_so_far_stay_when_interrupted(tmp_path, monkeypatch, detector):
     write_video(tmp_path / 'in/clip.avi')
     write_scene(tmp_path / 'in/a.jpg')
-    monkeypatch.setattr(writers_module, 'SECONDS_BETWEEN_SAVES', 0.0)
+    monkeypatch.setattr(writers_module, 'SECONDS_BETWEEN_SAVES', -1.0)
+    monkeypatch.setattr(writers_module, 'MAX_SHARE_OF_SAVING', float('inf'))
     layout, seen, forward = Layout(tmp_path / 'out'), [], detector.model.test_step
 
     def interrupted(data):
