@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.structures import BaseDataElement, InstanceData
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -29,6 +30,7 @@ from mmfocal.inference import Inferencer, Layout, Skipped, UnreadableError, find
 from mmfocal.inference import inputs as inputs_module
 from mmfocal.inference import writers as writers_module
 from mmfocal.inference.progress import Progress
+from mmfocal.inference.tasks import Detection, as_shown
 from mmfocal.visualization.overlays import draw_instances, draw_label_map, palette_of
 
 ROOT = Path(__file__).parents[1]
@@ -344,6 +346,47 @@ def test_too_little_memory_is_told(monkeypatch, detector):
         list(detector([scene(0), scene(1)], batch_size=2))
 
 
+def test_pictures_in_memory_are_taken_as_the_config_loads_files(tmp_path, detector_file, detector):
+    path = write_scene(tmp_path / 'a.png')
+    options = {'test_dataloader.dataset.pipeline.0.to_float32': True}
+    model = Inferencer(DETECTOR, detector_file, device='cpu', cfg_options=options, score_thr=0.0)
+    expected = next(detector(path)).sample.pred_instances.scores
+    for given in (path, scene(0)):
+        prediction = next(model(given))
+        assert prediction.picture.image.dtype == np.float32
+        torch.testing.assert_close(prediction.sample.pred_instances.scores, expected)
+        assert model.draw(prediction).dtype == np.uint8
+
+
+def test_boxes_of_models_without_them_are_those_of_masks():
+    masks = torch.zeros(2, 40, 50, dtype=torch.bool)
+    masks[0, 10:20, 5:30] = masks[1, 30:, :10] = True
+    instances = InstanceData(masks=masks, scores=torch.ones(2), labels=torch.tensor([1, 0]))
+    expected = [[5, 10, 25, 10], [0, 30, 10, 10]]
+    for boxes in (None, torch.zeros(2, 4)):
+        if boxes is not None:
+            instances.bboxes = boxes
+        sample = BaseDataElement(pred_instances=instances)
+        annotations = Detection.annotations(None, sample)
+        assert [annotation['bbox'] for annotation in annotations] == expected
+        assert [annotation['area'] for annotation in annotations] == [250, 100]
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.full((4, 5), 255, np.uint8),
+        np.full((4, 5, 1), 300.0, np.float32),
+        np.full((4, 5, 3), 65535, np.uint16),
+        np.full((4, 5, 4), 255, np.uint8),
+    ],
+    ids=['gray', 'float', '16-bit', 'alpha'],
+)
+def test_whatever_is_loaded_can_be_drawn_on(image):
+    shown = as_shown(image)
+    assert shown.shape == (4, 5, 3) and shown.dtype == np.uint8 and (shown == 255).all()
+
+
 @pytest.mark.parametrize('name', ['batch_size', 'every'])
 def test_numbers_below_1_are_refused(detector, name):
     with pytest.raises(UserError, match=f'{name} must be at least 1, got 0'):
@@ -557,6 +600,7 @@ def test_results_so_far_stay_when_interrupted(tmp_path, monkeypatch, detector):
     write_video(tmp_path / 'in/clip.avi')
     write_scene(tmp_path / 'in/a.jpg')
     monkeypatch.setattr(writers_module, 'SECONDS_BETWEEN_SAVES', 0.0)
+    monkeypatch.setattr(writers_module, 'MAX_SHARE_OF_SAVING', float('inf'))
     layout, seen, forward = Layout(tmp_path / 'out'), [], detector.model.test_step
 
     def interrupted(data):
