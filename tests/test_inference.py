@@ -337,13 +337,30 @@ def test_equal_to_mmseg(tmp_path, segmenter):
     assert torch.equal(next(segmenter(path)).sample.pred_sem_seg.data, expected)
 
 
-def test_too_little_memory_is_told(monkeypatch, detector):
-    def fails(*args):
-        raise torch.OutOfMemoryError('CUDA out of memory.')
+def test_too_little_memory_leaves_out_what_needs_more(monkeypatch, detector):
+    forward, sizes = detector.model.test_step, []
+
+    def fails_above(data):
+        sizes.append(len(data['inputs']))
+        if sizes[-1] > 1 or data['data_samples'][0].ori_shape == (100, 100):
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        return forward(data)
+
+    monkeypatch.setattr(detector.model, 'test_step', fails_above)
+    pictures, skipped = [scene(0), cv2.resize(scene(1), (100, 100)), scene(2)], []
+    found = [picture.name for picture, _ in detector(pictures, batch_size=3, skipped=skipped)]
+    assert sizes == [3, 1, 1, 1] and found == ['000000.png', '000002.png']
+    ((path, reason),) = skipped
+    assert path == 'picture 1 in memory' and 'more memory than cpu has, at 100x100' in reason
+
+
+def test_other_errors_of_a_model_are_not_hidden(monkeypatch, detector):
+    def fails(data):
+        raise RuntimeError('shapes do not match')
 
     monkeypatch.setattr(detector.model, 'test_step', fails)
-    with pytest.raises(UserError, match=r'too little memory for 2 pictures of 128x128 pixels'):
-        list(detector([scene(0), scene(1)], batch_size=2))
+    with pytest.raises(RuntimeError, match='shapes do not match'):
+        list(detector(scene(0), skipped=[]))
 
 
 def test_pictures_in_memory_are_taken_as_the_config_loads_files(tmp_path, detector_file, detector):
@@ -489,7 +506,7 @@ def test_the_tool_writes_what_detectors_see(tmp_path, detector_file):
         status=1,
     )
     assert '6 pictures and frames' in told and 'Predicting: 8 of 8' not in told
-    assert 'Skipped, since they cannot be read: 2' in told
+    assert 'Skipped: 2' in told
     assert 'b/c/cut.jpg: is cut off' in told and 'b/c/empty.jpg: is empty' in told
 
     out = tmp_path / 'inference'
