@@ -228,6 +228,12 @@ def test_files_of_the_authors_are_tested_as_they_are(folder):
     assert 'norm.weight' not in output and 'accuracy/top1' in output
     # Nothing is silently left as it was.
     assert 'missing keys' not in output and 'unexpected key' not in output
+    output = run_tool('infer.py', path, folder / 'authors.pth', folder / 'shapes/val', cwd=folder)
+    assert "the authors' Focal Transformer" in output and '4 pictures and frames' in output
+    # Ten classes, of which the data set names six.
+    predictions = json.loads((folder / 'inference/predictions.json').read_text())
+    categories = {category['id'] for category in predictions['categories']}
+    assert {annotation['category_id'] for annotation in predictions['annotations']} <= categories
     state.pop('head.bias')
     torch.save({'model': state}, folder / 'damaged.pth')
     output = run_tool('test.py', path, folder / 'damaged.pth', cwd=folder, status=2)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.structures import BaseDataElement, InstanceData
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -29,6 +30,7 @@ from mmfocal.inference import Inferencer, Layout, Skipped, UnreadableError, find
 from mmfocal.inference import inputs as inputs_module
 from mmfocal.inference import writers as writers_module
 from mmfocal.inference.progress import Progress
+from mmfocal.inference.tasks import Detection, as_shown
 from mmfocal.visualization.overlays import draw_instances, draw_label_map, palette_of
 
 ROOT = Path(__file__).parents[1]
@@ -335,13 +337,71 @@ def test_equal_to_mmseg(tmp_path, segmenter):
     assert torch.equal(next(segmenter(path)).sample.pred_sem_seg.data, expected)
 
 
-def test_too_little_memory_is_told(monkeypatch, detector):
-    def fails(*args):
-        raise torch.OutOfMemoryError('CUDA out of memory.')
+def test_too_little_memory_leaves_out_what_needs_more(monkeypatch, detector):
+    forward, sizes = detector.model.test_step, []
+
+    def fails_above(data):
+        sizes.append(len(data['inputs']))
+        if sizes[-1] > 1 or data['data_samples'][0].ori_shape == (100, 100):
+            raise torch.OutOfMemoryError('CUDA out of memory.')
+        return forward(data)
+
+    monkeypatch.setattr(detector.model, 'test_step', fails_above)
+    pictures, skipped = [scene(0), cv2.resize(scene(1), (100, 100)), scene(2)], []
+    found = [picture.name for picture, _ in detector(pictures, batch_size=3, skipped=skipped)]
+    assert sizes == [3, 1, 1, 1] and found == ['000000.png', '000002.png']
+    ((path, reason),) = skipped
+    assert path == 'picture 1 in memory' and 'more memory than cpu has, at 100x100' in reason
+
+
+def test_other_errors_of_a_model_are_not_hidden(monkeypatch, detector):
+    def fails(data):
+        raise RuntimeError('shapes do not match')
 
     monkeypatch.setattr(detector.model, 'test_step', fails)
-    with pytest.raises(UserError, match=r'too little memory for 2 pictures of 128x128 pixels'):
-        list(detector([scene(0), scene(1)], batch_size=2))
+    with pytest.raises(RuntimeError, match='shapes do not match'):
+        list(detector(scene(0), skipped=[]))
+
+
+def test_pictures_in_memory_are_taken_as_the_config_loads_files(tmp_path, detector_file, detector):
+    path = write_scene(tmp_path / 'a.png')
+    options = {'test_dataloader.dataset.pipeline.0.to_float32': True}
+    model = Inferencer(DETECTOR, detector_file, device='cpu', cfg_options=options, score_thr=0.0)
+    expected = next(detector(path)).sample.pred_instances.scores
+    for given in (path, scene(0)):
+        prediction = next(model(given))
+        assert prediction.picture.image.dtype == np.float32
+        torch.testing.assert_close(prediction.sample.pred_instances.scores, expected)
+        assert model.draw(prediction).dtype == np.uint8
+
+
+def test_boxes_of_models_without_them_are_those_of_masks():
+    masks = torch.zeros(2, 40, 50, dtype=torch.bool)
+    masks[0, 10:20, 5:30] = masks[1, 30:, :10] = True
+    instances = InstanceData(masks=masks, scores=torch.ones(2), labels=torch.tensor([1, 0]))
+    expected = [[5, 10, 25, 10], [0, 30, 10, 10]]
+    for boxes in (None, torch.zeros(2, 4)):
+        if boxes is not None:
+            instances.bboxes = boxes
+        sample = BaseDataElement(pred_instances=instances)
+        annotations = Detection.annotations(None, sample)
+        assert [annotation['bbox'] for annotation in annotations] == expected
+        assert [annotation['area'] for annotation in annotations] == [250, 100]
+
+
+@pytest.mark.parametrize(
+    'image',
+    [
+        np.full((4, 5), 255, np.uint8),
+        np.full((4, 5, 1), 300.0, np.float32),
+        np.full((4, 5, 3), 65535, np.uint16),
+        np.full((4, 5, 4), 255, np.uint8),
+    ],
+    ids=['gray', 'float', '16-bit', 'alpha'],
+)
+def test_whatever_is_loaded_can_be_drawn_on(image):
+    shown = as_shown(image)
+    assert shown.shape == (4, 5, 3) and shown.dtype == np.uint8 and (shown == 255).all()
 
 
 @pytest.mark.parametrize('name', ['batch_size', 'every'])
@@ -446,7 +506,7 @@ def test_the_tool_writes_what_detectors_see(tmp_path, detector_file):
         status=1,
     )
     assert '6 pictures and frames' in told and 'Predicting: 8 of 8' not in told
-    assert 'Skipped, since they cannot be read: 2' in told
+    assert 'Skipped: 2' in told
     assert 'b/c/cut.jpg: is cut off' in told and 'b/c/empty.jpg: is empty' in told
 
     out = tmp_path / 'inference'

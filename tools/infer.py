@@ -112,7 +112,7 @@ def main() -> int:
     for title, path in outcome.written.items():
         print(f'  {title:11} {path}')
     if outcome.skipped:
-        print(f'Skipped, since they cannot be read: {len(outcome.skipped)}', file=sys.stderr)
+        print(f'Skipped: {len(outcome.skipped)}', file=sys.stderr)
         for path, reason in outcome.skipped:
             print(f'  {path}: {reason}', file=sys.stderr)
     return 1 if outcome.skipped else 0

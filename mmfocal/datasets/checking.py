@@ -878,6 +878,8 @@ def read_picture(path: str, deep: bool) -> tuple[Header, np.ndarray | None]:
                 return header, pixels
     except FileNotFoundError:
         raise ValueError('is missing.') from None
+    except PermissionError:
+        raise ValueError('may not be read: its permissions forbid it.') from None
     except Image.UnidentifiedImageError:
         if start.startswith(SIGNATURES):
             raise ValueError('is damaged: it begins as a picture, but has no header.') from None

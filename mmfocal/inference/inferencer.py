@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ import torch
 from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
@@ -127,11 +129,12 @@ class Inferencer:
             inputs: see :func:`~mmfocal.inference.find_inputs`; or what that gives.
             batch_size: pictures that are predicted together.
             every: of the frames of videos and cameras, every how many-th is taken.
-            skipped: takes what cannot be read, and why.
+            skipped: takes what cannot be read or predicted, and why.
 
         Raises:
-            UnreadableError: something cannot be read, and there is no list for it.
-            UserError: an input is not there; or the device has too little memory for a batch.
+            UnreadableError: something cannot be read, or needs more memory than there is, and
+                there is no list for it.
+            UserError: an input is not there.
         """
         for name, value in (('batch_size', batch_size), ('every', every)):
             if value < 1:
@@ -198,8 +201,7 @@ class Inferencer:
         ]
         turn = 0
         for batch in [*sorted(batches), []]:
-            for i, sample in zip(batch, self._forward(entries, batch), strict=True):
-                results[i] = Prediction(entries[i][0], sample)
+            results.update(zip(batch, self._forward([entries[i] for i in batch]), strict=True))
             while turn in results:
                 result = results.pop(turn)
                 turn += 1
@@ -211,23 +213,40 @@ class Inferencer:
                     skipped.append(result)
 
     @torch.no_grad()
-    def _forward(self, entries: list, batch: list[int]) -> list[BaseDataElement]:
+    def _forward(self, batch: list[tuple[Picture, dict]]) -> list[Prediction | Skipped]:
+        """Predicts for a batch; one by one if there is too little memory for all together."""
         if not batch:
             return []
         try:
             with DefaultScope.overwrite_default_scope(self.family):
-                samples = self.model.test_step(pseudo_collate([entries[i][1] for i in batch]))
-            return [self.task.kept(sample) for sample in samples]
+                samples = self.model.test_step(pseudo_collate([data for _, data in batch]))
+            return [
+                Prediction(picture, self.task.kept(sample))
+                for (picture, _), sample in zip(batch, samples, strict=True)
+            ]
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-        height, width = entries[batch[0]][1]['inputs'].shape[-2:]
-        raise UserError(
-            f'{self.device} has too little memory for {len(batch)} pictures of {width}x{height} '
-            f'pixels (width x height, as the model gets them), such as '
-            f'{entries[batch[0]][0].source.path}. Lower the batch size, make pictures smaller, or '
-            'take another device.'
-        )
+        # Behind the except: the error's stack would hold on to the memory.
+        if self.device.type == 'cuda':
+            torch.cuda.empty_cache()
+        if len(batch) > 1:
+            print_log(
+                f'{self.device} has too little memory for {len(batch)} pictures at once, such as '
+                f'{batch[0][0].name}: predicting one by one. A lower batch size takes less time.',
+                'current',
+                logging.WARNING,
+            )
+            return [result for entry in batch for result in self._forward([entry])]
+        picture, _ = batch[0]
+        height, width = picture.image.shape[:2]
+        return [
+            Skipped(
+                picture.source.path,
+                f'needs more memory than {self.device} has, at {width}x{height} pixels '
+                '(width x height).',
+            )
+        ]
 
 
 def _device(name: str | None) -> torch.device:

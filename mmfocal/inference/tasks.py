@@ -93,7 +93,7 @@ class Detection(Task):
         return draw_instances(image, boxes, colours, texts if labels else None, masks)
 
     def records(self, layout: Layout, info: dict[str, Any]) -> CocoFile:
-        return CocoFile(layout.predictions, info, self.classes, self.annotations)
+        return CocoFile(layout.predictions, info, self.name, len(self.classes), self.annotations)
 
     @staticmethod
     def annotations(picture: Picture, sample: BaseDataElement) -> list[dict[str, Any]]:
@@ -170,7 +170,7 @@ class Classification(Task):
         return draw_title(image, told) if labels else image
 
     def records(self, layout: Layout, info: dict[str, Any]) -> CocoFile:
-        return CocoFile(layout.predictions, info, self.classes, self.annotations)
+        return CocoFile(layout.predictions, info, self.name, len(self.classes), self.annotations)
 
     def annotations(self, picture: Picture, sample: BaseDataElement) -> list[dict[str, Any]]:
         """In COCO's form but for ids, without boxes, the most probable class first."""

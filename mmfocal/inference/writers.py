@@ -63,7 +63,8 @@ class CocoFile(Records):
     Args:
         path: of the file.
         info: what goes into it as ``info``.
-        classes: names.
+        name: gives that of a class index.
+        classes: how many there are; more if more are predicted.
         annotations: gives those of a picture, without ids.
     """
 
@@ -73,14 +74,13 @@ class CocoFile(Records):
         self,
         path: Path,
         info: dict[str, Any],
-        classes: Sequence[str],
+        name: Callable[[int], str],
+        classes: int,
         annotations: Callable[[Picture, BaseDataElement], list[dict[str, Any]]],
     ) -> None:
         self.path = path
-        self._head = dict(
-            info=info,
-            categories=[dict(id=i, name=name) for i, name in enumerate(classes, start=1)],
-        )
+        self._info = info
+        self._name, self._classes = name, classes
         self._annotations_of = annotations
         # As text, which takes a fraction of the memory of dicts.
         self._images: list[str] = []
@@ -100,6 +100,7 @@ class CocoFile(Records):
             annotation_id = len(self._annotations) + 1
             entry = dict(id=annotation_id, image_id=image_id, **annotation)
             self._annotations.append(json.dumps(entry))
+            self._classes = max(self._classes, annotation['category_id'])
         self._images.append(json.dumps(image))
         if time.monotonic() - self._saved > self._pause:
             self.save()
@@ -108,8 +109,10 @@ class CocoFile(Records):
     def save(self) -> None:
         """Writes all that was added."""
         began = time.monotonic()
+        categories = [dict(id=i + 1, name=self._name(i)) for i in range(self._classes)]
+        head = json.dumps(dict(info=self._info, categories=categories))
         with written_atomically(self.path) as file:
-            file.write(json.dumps(self._head)[:-1].encode())
+            file.write(head[:-1].encode())
             for key, entries in (('images', self._images), ('annotations', self._annotations)):
                 file.write(f',\n"{key}": [\n'.encode())
                 for i, entry in enumerate(entries):
@@ -179,7 +182,7 @@ class Videos:
 
     def add(self, picture: Picture, drawn: np.ndarray) -> None:
         """Adds a frame to the video of its source, which ends the video before it."""
-        if picture.source != self._source:
+        if picture.source is not self._source:
             self.close()
             self._open(picture, drawn)
         if picture.seconds is None:
