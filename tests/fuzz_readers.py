@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import sys
@@ -117,26 +118,15 @@ def changed_program(program: bytes, draw: random.Random) -> bytes:
     for _ in range(draw.choice([1, 1, 2])):
         change = draw.randrange(3)
         if change == 0:
-            at = draw.randrange(2, len(program))
+            at = draw.randrange(len(program) + 1)
             program = program[:at] + call(draw) + program[at:]
-        elif change == 1:
-            names = [name for name in (b'ctorch', b'cnumpy', b'cbuiltins', b'cmmengine', b'ccoll')]
-            found = [at for name in names for at in occurrences(program, name)]
-            at = draw.choice(found)
-            end = program.index(b'\n', program.index(b'\n', at) + 1) + 1
+        elif change == 1 and (asked_for := list(re.finditer(rb'c[\w.]+\n\w+\n', program))):
+            start, end = draw.choice(asked_for).span()
             module, name = draw.choice(NAMES)
-            program = program[:at] + f'c{module}\n{name}\n'.encode() + program[end:]
+            program = program[:start] + f'c{module}\n{name}\n'.encode() + program[end:]
         else:
             program = changed(program, draw)
     return program
-
-
-def occurrences(content: bytes, part: bytes) -> list[int]:
-    found, at = [], content.find(part)
-    while at >= 0:
-        found.append(at)
-        at = content.find(part, at + 1)
-    return found
 
 
 def changed_archive(draw: random.Random) -> bytes:
