@@ -120,7 +120,8 @@ def focal_attention(
             <mmfocal.geometry.FocalGeometry.keys>`.
         bias: float ``(nH, Wh * Ww, N)``, added to the scaled scores of every window; with
             ``columns`` there are :attr:`~mmfocal.geometry.FocalKeys.num_bias_columns` instead of
-            ``N``. It may be of higher precision than ``qkv``.
+            ``N``. It may be of higher precision than ``qkv``; with 16-bit ``qkv``, ``triton``
+            rounds it to float16 and takes values beyond 45,000 for that.
         scale: factor of the products, ``D ** -0.5`` by default.
         dropout_p: probability that an attention weight is dropped. The caller sets it to 0
             outside training.

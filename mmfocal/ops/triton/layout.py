@@ -92,7 +92,8 @@ def tiled_bias(bias: Tensor, dtype: torch.dtype, layout: Layout) -> Tensor:
     """The bias times log2(e), ``(nH, MQ, NS)``, or ``(nH, columns, MQ)`` where there are columns.
 
     For 16-bit inputs it is kept in float16, whose rounding is finer than bfloat16's and whose
-    traffic is half of float32's; what lies outside its range decides a softmax alone either way.
+    traffic is half of float32's; what lies outside its range, 45,000 before the product, decides a
+    softmax alone either way, unless that of all keys of a query does.
     """
     bias = bias.float() * LOG2_E
     if layout.columns is None:
