@@ -231,8 +231,9 @@ def set_stopping(cfg: Config, save_best: bool, early_stop: int | None) -> None:
     if early_stop is not None:
         if early_stop < 1:
             raise UserError(f'--early-stop: expected a number of validations, got {early_stop}.')
-        # By default mmengine wants the metric to grow by 0.1, which is a lot for an AP.
-        stopping = dict(type='EarlyStoppingHook', rule='greater', min_delta=0.0)
+        # By default mmengine wants the metric to grow by 0.1, which is a lot for an AP; with 0 it
+        # takes an equal one for better.
+        stopping = dict(type='EarlyStoppingHook', rule='greater', min_delta=1e-6)
         _add_hook(cfg, dict(**stopping, monitor=metric, patience=early_stop))
 
 
