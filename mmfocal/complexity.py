@@ -7,7 +7,7 @@ one FLOP, and so does this module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = [
     'build_without_weights',
+    'call_detector_parts',
     'count_flops',
     'count_parameters',
     'detector_flops',
@@ -63,7 +64,7 @@ def count_flops(function: Callable, *args: Any) -> tuple[int, Any]:
     # The counter does not see into PyTorch's fused multi-head attention.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with counter, torch.no_grad(), _ordinary_convolutions():
+        with counter, torch.no_grad(), ordinary_convolutions():
             result = function(*args)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -72,7 +73,7 @@ def count_flops(function: Callable, *args: Any) -> tuple[int, Any]:
 
 
 @contextmanager
-def _ordinary_convolutions() -> Iterator[None]:
+def ordinary_convolutions() -> Iterator[None]:
     """Lets deformable convolutions sample on their grid: the same products, and visible ones."""
     from mmcv.ops import DeformConv2d, ModulatedDeformConv2d
 
@@ -106,48 +107,77 @@ def detector_flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
         Numbers by part, such as ``backbone``, ``neck``, ``rpn_head``, ``bbox_head``,
         ``semantic_head`` and ``mask_head``.
     """
-    flops = {}
+    flops: dict[str, int] = {}
 
     def count(part: str, function: Callable, *args: Any) -> Any:
         number, result = count_flops(function, *args)
         flops[part] = flops.get(part, 0) + number
         return result
 
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, device='meta')
+    image = torch.empty(1, 3, height, width, device='meta')
+    roi_head = getattr(model, 'roi_head', None)
+    rpn = model.test_cfg.get('rpn') if roi_head else None
+    regions = rpn.max_per_img if rpn else 0
+    masks = model.test_cfg.rcnn.max_per_img if getattr(roi_head, 'with_mask', False) else 0
+    call_detector_parts(model, image, regions, masks, count)
+    return flops
 
-    features = count('backbone', model.backbone, empty(1, 3, height, width))
+
+def call_detector_parts(
+    model: nn.Module,
+    images: Tensor,
+    regions: int,
+    masks: int,
+    call: Callable[..., Any],
+) -> None:
+    """Calls what a detector of mmdet computes with, on features of regions that need not exist.
+
+    What depends on contents, such as the choice of regions, is left out, so that this works with
+    tensors that have none.
+
+    Args:
+        model: the detector.
+        images: ``(B, 3, H, W)``.
+        regions: of all images together, that a stage with regions sees. Learned proposals, of
+            Sparse R-CNN, are as many as the model has for each image instead.
+        masks: regions for which masks are predicted.
+        call: ``(part, function, *args)``; calls the function and returns what that returns.
+    """
+
+    def features_of(number: int, channels: int, size: Sequence[int]) -> Tensor:
+        return images.new_empty(number, channels, *size)
+
+    features = call('backbone', model.backbone, images)
     if getattr(model, 'with_neck', False):
-        features = count('neck', model.neck, features)
+        features = call('neck', model.neck, features)
     if not getattr(model, 'with_roi_head', False):
-        count('bbox_head', model.bbox_head, features)
-        return flops
+        call('bbox_head', model.bbox_head, features)
+        return
 
-    roi_head = model.roi_head
-    if hasattr(model.rpn_head, 'num_proposals'):  # learned ones, of Sparse R-CNN
+    roi_head, batch = model.roi_head, len(images)
+    if hasattr(model.rpn_head, 'num_proposals'):
         regions, width = model.rpn_head.num_proposals, model.rpn_head.proposal_feature_channel
         for head in roi_head.bbox_head:
-            regions_seen = empty(regions, head.in_channels, 7, 7)
-            count('bbox_head', head, regions_seen, empty(1, regions, width))
-        return flops
+            seen = features_of(batch * regions, head.in_channels, (7, 7))
+            call('bbox_head', head, seen, images.new_empty(batch, regions, width))
+        return
 
-    count('rpn_head', model.rpn_head, features)
+    call('rpn_head', model.rpn_head, features)
     if getattr(roi_head, 'with_semantic', False):
-        count('semantic_head', roi_head.semantic_head, features)
-    regions = model.test_cfg.rpn.max_per_img
+        call('semantic_head', roi_head.semantic_head, features)
     for head in as_list(roi_head.bbox_head):
-        count('bbox_head', head, empty(regions, head.in_channels, *head.roi_feat_size))
+        call('bbox_head', head, features_of(regions, head.in_channels, head.roi_feat_size))
     if roi_head.with_mask:
         heads = as_list(roi_head.mask_head)
         if len(heads) < getattr(roi_head, 'num_stages', 1):
             heads = heads * roi_head.num_stages
-        masks, passed_on = model.test_cfg.rcnn.max_per_img, ()
+        passed_on = ()
         size = as_list(roi_head.mask_roi_extractor)[0].roi_layers[0].output_size
         for head in heads:
-            result = count('mask_head', head, empty(masks, head.in_channels, *size), *passed_on)
+            seen = features_of(masks, head.in_channels, size)
+            result = call('mask_head', head, seen, *passed_on)
             if getattr(roi_head, 'mask_info_flow', False):
                 passed_on = (result[1],)
-    return flops
 
 
 def segmenter_flops(model: nn.Module, height: int, width: int) -> dict[str, int]:

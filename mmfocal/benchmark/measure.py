@@ -194,20 +194,15 @@ class OpMeter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.is_view or str(func).startswith(MOVES_NOTHING):
+        if moves_nothing(func):
             return func(*args, **kwargs)
         name = f'{group_of(func)}, {self.phase}'
         group = self.groups.setdefault(name, OpGroup())
         with record_function(self.PREFIX + name):
             out = func(*args, **kwargs)
         group.calls += 1
-        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
-        # What is expanded is read once.
-        group.bytes += sum(
-            min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors
-        )
-        if func.overloadpacket in flop_registry:
-            group.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+        group.bytes += moved_bytes(args, kwargs, out)
+        group.flops += product_flops(func, args, kwargs, out)
         return out
 
 
@@ -221,6 +216,26 @@ GROUPS = {
     'norms': ('aten.native_layer_norm',),
     'softmax': ('aten._softmax',),
 }
+
+
+def moves_nothing(func: Any) -> bool:
+    """Whether an operator makes views or new memory alone."""
+    return func.is_view or str(func).startswith(MOVES_NOTHING)
+
+
+def moved_bytes(*values: Any) -> int:
+    """Bytes of all tensors in arguments and results, each once; what is expanded is read once."""
+    return sum(
+        min(leaf.numel() * leaf.element_size(), leaf.untyped_storage().nbytes())
+        for leaf in tree_leaves(values)
+        if isinstance(leaf, Tensor)
+    )
+
+
+def product_flops(func: Any, args: tuple, kwargs: dict, out: Any) -> int:
+    """FLOPs of an operator as :mod:`torch.utils.flop_counter` knows it, else 0."""
+    count = flop_registry.get(func.overloadpacket)
+    return count(*args, **kwargs, out_val=out) if count else 0
 
 
 def group_of(func: Any) -> str:
