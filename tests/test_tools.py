@@ -265,6 +265,7 @@ def test_two_processes_train_together(detector):
     result = subprocess.run(
         [
             *(ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir / 'two'),
+            '--val-loss',
             *('--cfg-options', 'env_cfg.dist_cfg.backend=gloo', 'model.neck.norm_cfg=None'),
         ],
         cwd=work_dir,
@@ -274,6 +275,8 @@ def test_two_processes_train_together(detector):
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert (work_dir / 'two/iter_2.pth').is_file()
+    (log,) = (work_dir / 'two').glob('*/vis_data/scalars.json')
+    assert '"val/loss_mask": ' in log.read_text()
     assert 'world_size: 2' in result.stdout.replace('  ', ' ') or 'GPU number: 2' in result.stdout
 
 

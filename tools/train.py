@@ -50,6 +50,11 @@ def parse_args() -> argparse.Namespace:
         help='end after N validations without a better result',
     )
     parser.add_argument(
+        '--val-loss',
+        action='store_true',
+        help='log the losses on the validation set too (val/loss, val/...)',
+    )
+    parser.add_argument(
         '--log-to',
         nargs='*',
         choices=['tensorboard', 'wandb', 'mlflow'],
@@ -79,6 +84,8 @@ def main() -> None:
     if args.ema:
         settings.set_ema(cfg)
     settings.set_stopping(cfg, args.save_best, args.early_stop)
+    if args.val_loss:
+        settings.set_validation_loss(cfg)
     settings.set_logs(cfg, args.log_to)
     notes = [
         settings.set_resume(cfg, args.resume),

@@ -19,6 +19,7 @@ from mmfocal.errors import UserError, is_first_process
 from . import checkpoints, curves_hook, layer_decay, loops, run_state  # noqa: F401  register themselves
 from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
+from .validation_loss import loss_dataloader
 
 # mmengine's loops, and those that can go on anywhere.
 LOOPS = {kind: f'Resumable{kind}' for kind in ('EpochBasedTrainLoop', 'IterBasedTrainLoop')}
@@ -246,6 +247,20 @@ def set_ema(cfg: Config) -> None:
     if not any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
         average = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0002)
         _add_hook(cfg, dict(**average, update_buffers=True))
+
+
+def set_validation_loss(cfg: Config) -> None:
+    """Logs the losses on the validation set too; see :mod:`~mmfocal.engine.validation_loss`.
+
+    Raises:
+        UserError: the config does not validate, or its pipelines are of another form.
+    """
+    if not cfg.get('val_dataloader') or cfg.get('default_scope') not in MAIN_METRICS:
+        raise UserError(
+            '--val-loss: this config has no validation, or is none of '
+            f'{", ".join(MAIN_METRICS)}. Leave it out, or set val_dataloader.'
+        )
+    _add_hook(cfg, dict(type='ValidationLossHook', dataloader=loss_dataloader(cfg)))
 
 
 def _add_hook(cfg: Config, hook: dict) -> None:
