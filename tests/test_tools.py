@@ -298,6 +298,7 @@ def test_missing_data_is_told_without_a_trace(monkeypatch, capsys, tmp_path):
             'iter_5.pth is passed',
         ),
         ('train.py', ['focal_maskrcnn_shapes', '--auto-scale-lr'], 'base_batch_size'),
+        ('train.py', ['x', '--amp', '--precision', 'bf16'], 'not allowed with argument --amp'),
         (
             'train.py',
             ['focal_maskrcnn_shapes', '--cfg-options', 'train_pipeline.99=1'],

@@ -15,7 +15,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path, or name of a config of this repository')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
+    precision.add_argument(
+        '--precision',
+        choices=['fp32', 'fp16', 'bf16'],
+        help='of computation, instead of that of the config; 16 bits need a GPU',
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -89,7 +95,7 @@ def main() -> None:
     settings.set_logs(cfg, args.log_to)
     notes = [
         settings.set_resume(cfg, args.resume),
-        settings.set_precision(cfg, args.amp),
+        settings.set_precision(cfg, args.amp, args.precision),
         settings.set_reliability(cfg),
     ]
     for note in filter(None, notes if is_first_process() else []):
