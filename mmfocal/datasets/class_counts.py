@@ -1,0 +1,104 @@
+"""How often each class occurs in a data set: which ones a model cannot learn, or will neglect."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+BAR = 24  # characters of the longest one
+MAX_ROWS = 20  # of a histogram; of more classes, the most and the least frequent ones
+
+
+class ClassCounts:
+    """Boxes, or pixels, of each class, and the pictures that hold any.
+
+    Args:
+        names: of the classes, in the order of labels.
+        unit: what is counted, ``'boxes'`` or ``'pixels'``.
+
+    Attributes:
+        amounts: int64 ``(classes,)``, boxes or pixels.
+        pictures: int64 ``(classes,)``, pictures with any of them.
+        without: pixels without a class.
+        looked_at: pictures.
+        of: pictures that there are.
+    """
+
+    def __init__(self, names: Sequence[str], unit: str) -> None:
+        self.names, self.unit = tuple(names), unit
+        self.amounts = np.zeros(len(names), np.int64)
+        self.pictures = np.zeros(len(names), np.int64)
+        self.without = self.looked_at = self.of = 0
+
+    def add_boxes(self, boxes: Iterable[tuple[str, object]]) -> None:
+        """Counts boxes, given by the name of their class and the id of their picture."""
+        numbers = {name: number for number, name in enumerate(self.names)}
+        found = [(numbers[name], picture) for name, picture in boxes if name in numbers]
+        for number, count in Counter(number for number, _ in found).items():
+            self.amounts[number] += count
+        for number, count in Counter(number for number, _ in set(found)).items():
+            self.pictures[number] += count
+
+    def add_picture(self, labels: np.ndarray, pixels: np.ndarray) -> None:
+        """Counts the pixels of a label map.
+
+        Args:
+            labels: int ``(L,)``, all different; those that are no class are counted as such.
+            pixels: int ``(L,)``, how many have each label.
+        """
+        is_class = (labels >= 0) & (labels < len(self.names))
+        self.amounts[labels[is_class]] += pixels[is_class]
+        self.pictures[labels[is_class]] += pixels[is_class] > 0
+        self.without += int(pixels[~is_class].sum())
+        self.looked_at += 1
+
+    @property
+    def absent(self) -> list[str]:
+        """Classes that never occur."""
+        return [name for name, amount in zip(self.names, self.amounts, strict=True) if not amount]
+
+    def histogram(self, title: str) -> list[str]:
+        """Bars for a terminal: the share of each class, and of the pictures that hold it."""
+        total = int(self.amounts.sum())
+        if not total:
+            return []
+        order = np.argsort(-self.amounts, kind='stable')
+        shown = list(order)
+        if len(order) > MAX_ROWS:
+            half = MAX_ROWS // 2
+            shown = [*order[:half], None, *order[-half:]]
+        width = min(max(len(self.names[i]) for i in shown if i is not None), 20)
+        lines = [f'{title}: {self._sum()}']
+        for i in shown:
+            if i is None:
+                lines.append(f'  ... {len(order) - MAX_ROWS} more classes')
+                continue
+            share = 100 * self.amounts[i] / total
+            filled = -(-BAR * int(self.amounts[i]) // int(self.amounts.max()))  # one for a little
+            in_pictures = 100 * self.pictures[i] / max(self.looked_at, 1)
+            lines.append(
+                f'  {self.names[i][:width]:{width}} {share:6.2f} %  {"#" * filled:{BAR}}  '
+                f'in {in_pictures:3.0f} % of pictures'
+            )
+        if self.without:
+            of_all = 100 * self.without / (self.without + total)
+            lines.append(f'  {of_all:.2f} % of all pixels have no class.')
+        return lines
+
+    def _sum(self) -> str:
+        """What was counted, and how uneven it is."""
+        if self.unit == 'boxes':
+            text = f'{int(self.amounts.sum()):,} boxes in {self.looked_at:,} pictures'
+        else:
+            part = f' of {self.of:,}' if self.looked_at < self.of else ''
+            text = f'pixels of {self.looked_at:,}{part} label maps'
+        occurring = [i for i, amount in enumerate(self.amounts) if amount]
+        most, least = (find(occurring, key=self.amounts.__getitem__) for find in (max, min))
+        if most == least:
+            return text
+        ratio = self.amounts[most] / self.amounts[least]
+        return (
+            f'{text}; {self.names[most]!r} has {ratio:,.1f} times as many as {self.names[least]!r}'
+        )
