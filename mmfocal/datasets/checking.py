@@ -472,7 +472,7 @@ def _note_absent_classes(where: str, counts: ClassCounts, findings: Findings) ->
         else ('Such a class is neither learned nor evaluated.')
     )
     findings.note(
-        'classes that never occur',
+        f'classes that never occur in {where}',  # a line for each file
         f'{where}: has no {counts.unit} of {_some(map(repr, counts.absent))}{sample}. {hint}',
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -64,17 +65,15 @@ class ClassCounts:
         total = int(self.amounts.sum())
         if not total:
             return []
-        order = np.argsort(-self.amounts, kind='stable')
-        shown = list(order)
-        if len(order) > MAX_ROWS:
-            half = MAX_ROWS // 2
-            shown = [*order[:half], None, *order[-half:]]
-        width = min(max(len(self.names[i]) for i in shown if i is not None), 20)
-        lines = [f'{title}: {self._sum()}']
-        for i in shown:
-            if i is None:
+        order = [int(i) for i in np.argsort(-self.amounts, kind='stable') if self.amounts[i]]
+        half = MAX_ROWS // 2
+        cut = len(order) > MAX_ROWS
+        shown = [*order[:half], *order[-half:]] if cut else order
+        width = min(max(len(self.names[i]) for i in shown), 20)
+        lines = [f'{title}: {self._sum(order)}']
+        for row, i in enumerate(shown):
+            if cut and row == half:
                 lines.append(f'  ... {len(order) - MAX_ROWS} more classes')
-                continue
             share = 100 * self.amounts[i] / total
             filled = -(-BAR * int(self.amounts[i]) // int(self.amounts.max()))  # one for a little
             in_pictures = 100 * self.pictures[i] / max(self.looked_at, 1)
@@ -82,20 +81,22 @@ class ClassCounts:
                 f'  {self.names[i][:width]:{width}} {share:6.2f} %  {"#" * filled:{BAR}}  '
                 f'in {in_pictures:3.0f} % of pictures'
             )
+        if self.absent:
+            text = f'{len(self.absent)} never: {", ".join(self.absent)}'
+            lines += textwrap.wrap(text, 79, initial_indent='  ', subsequent_indent='    ')
         if self.without:
             of_all = 100 * self.without / (self.without + total)
             lines.append(f'  {of_all:.2f} % of all pixels have no class.')
         return lines
 
-    def _sum(self) -> str:
-        """What was counted, and how uneven it is."""
+    def _sum(self, order: Sequence[int]) -> str:
+        """What was counted, and how uneven it is, from classes in the order of their amounts."""
         if self.unit == 'boxes':
             text = f'{int(self.amounts.sum()):,} boxes in {self.looked_at:,} pictures'
         else:
             part = f' of {self.of:,}' if self.looked_at < self.of else ''
             text = f'pixels of {self.looked_at:,}{part} label maps'
-        occurring = [i for i, amount in enumerate(self.amounts) if amount]
-        most, least = (find(occurring, key=self.amounts.__getitem__) for find in (max, min))
+        most, least = order[0], order[-1]
         if most == least:
             return text
         ratio = self.amounts[most] / self.amounts[least]
