@@ -83,6 +83,7 @@ def main() -> None:
                 print(line)
 
     from mmfocal.engine import install_safe_loading, install_sample_errors, settings
+    from mmfocal.engine.live_progress import live_progress
 
     settings.set_work_dir(cfg, args.work_dir)
     if args.auto_scale_lr:
@@ -104,7 +105,9 @@ def main() -> None:
     settings.set_seed(cfg, args.seed)
     install_safe_loading()
     install_sample_errors(skip=args.skip_bad_samples)
-    settings.build_runner(cfg).train()
+    runner = settings.build_runner(cfg)
+    with live_progress(runner):
+        runner.train()
 
 
 if __name__ == '__main__':
