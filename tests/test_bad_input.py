@@ -394,6 +394,11 @@ NOTES = (
         lambda c: c['categories'].append(dict(id=3, name='lion')),
         "'lion' is no class of the config",
     ),
+    Case(
+        'class that never occurs',
+        lambda c: [each.update(category_id=2) for each in c['annotations']],
+        "has no boxes of 'cat'. Such a class is neither learned",
+    ),
 )
 
 SEG_ERRORS = (
@@ -465,13 +470,13 @@ def test_many_errors_are_counted_and_few_shown():
 
 def test_two_thousand_objects_and_a_rare_empty_box_are_fine():
     def change(content):
-        content['annotations'] = [dict(content['annotations'][0], id=i) for i in range(2000)]
+        content['annotations'] = [dict(content['annotations'][i % 2], id=i) for i in range(2000)]
         content['annotations'][7]['bbox'] = [4, 6, 0, 0]
 
     with in_empty_folder():
         write_coco(change)
         lines = report(coco_config())
-    assert lines[0].startswith('note: data/train.json: annotation 7 of image 1: bbox [4, 6, 0, 0]')
+    assert lines[0].startswith('note: data/train.json: annotation 7 of image 2: bbox [4, 6, 0, 0]')
     assert 'no errors, 1 notes' in lines[1]
 
 

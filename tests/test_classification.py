@@ -207,7 +207,8 @@ def run_tool(tool, *args, cwd, status=0):
 def test_classifier_trains_and_tests(folder):
     config, out = folder / 'classifier.py', folder / 'out.json'
     config.write_text(CLASSIFIER.format(root=ROOT, data=folder / 'shapes'))
-    run_tool('train.py', config, '--work-dir', 'run', cwd=folder)
+    output = run_tool('train.py', config, '--work-dir', 'run', '--val-loss', cwd=folder)
+    assert 'val/loss: ' in output
     checkpoint = folder / 'run/iter_2.pth'
     output = run_tool(
         *('test.py', config, checkpoint, '--out', out, '--show-dir', 'pictures'), cwd=folder

@@ -249,6 +249,34 @@ def test_request_to_end_saves_between_checkpoints(tmp_path, whole, when, name):
     assert_equal(final(tmp_path), whole[True])
 
 
+def with_validation_loss(cfg):
+    cfg.custom_hooks.insert(1, dict(type='ValidationLossHook', dataloader=cfg.val_dataloader))
+    return cfg
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_losses_on_the_validation_set_change_nothing(tmp_path, whole, by_epoch, monkeypatch):
+    """Nor does a request to end while they are computed, which is granted at once."""
+    forward, asked = ToyModel.forward, []
+
+    def terminated(self, *args, mode='tensor', **kwargs):
+        if mode == 'loss' and not self.norm.training and not asked:
+            asked.append(os.kill(os.getpid(), signal.SIGTERM))
+        return forward(self, *args, mode=mode, **kwargs)
+
+    monkeypatch.setattr(ToyModel, 'forward', terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        train(with_validation_loss(config(tmp_path, by_epoch)))
+    signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert newest_whole(tmp_path)[0].name == ('iter_10.pth' if by_epoch else 'iter_6.pth')
+    train(with_validation_loss(config(tmp_path, by_epoch)), resume=True)
+    assert_equal(final(tmp_path), whole[by_epoch])
+    checkpoint = load_checkpoint_file(newest_whole(tmp_path)[0])
+    assert 'val/val/loss' in checkpoint['message_hub']['log_scalars']
+
+
 WITH_WORKERS = """
 import multiprocessing, os, signal, time
 from torch.utils.data import DataLoader

@@ -29,7 +29,6 @@ from mmfocal.errors import UserError
 from mmfocal.inference import Inferencer, Layout, Skipped, UnreadableError, find_inputs, run
 from mmfocal.inference import inputs as inputs_module
 from mmfocal.inference import writers as writers_module
-from mmfocal.inference.progress import Progress
 from mmfocal.inference.tasks import Detection, as_shown
 from mmfocal.visualization.overlays import draw_instances, draw_label_map, palette_of
 
@@ -672,32 +671,6 @@ def test_a_camera_that_is_not_there_is_skipped(tmp_path, monkeypatch, detector):
     skipped = []
     assert not list(detector(7, skipped=skipped))
     assert skipped == [Skipped('7', 'is no camera that can be opened.')]
-
-
-# --- Progress -----------------------------------------------------------------------------------
-
-
-def test_progress_is_lines_where_there_is_no_terminal():
-    file = io.StringIO()
-    with Progress(40, file) as progress:
-        for _ in range(40):
-            progress.advance()
-    lines = file.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[0].startswith('Predicting: 4 of 40, ') and lines[0].endswith(' left')
-    assert lines[-1].startswith('Predicting: 40 of 40, ')
-    assert '\x1b' not in file.getvalue() and '\r' not in file.getvalue()
-
-
-def test_progress_is_a_bar_in_a_terminal(monkeypatch):
-    monkeypatch.setenv('FORCE_COLOR', '1')
-    monkeypatch.setenv('TERM', 'xterm')
-    monkeypatch.setenv('COLUMNS', '100')
-    file = io.StringIO()
-    with Progress(3, file) as progress:
-        for _ in range(3):
-            progress.advance()
-    assert '3/3' in file.getvalue() and 'Predicting' in file.getvalue()
 
 
 # --- Drawing ------------------------------------------------------------------------------------

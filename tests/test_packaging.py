@@ -1,9 +1,11 @@
 """Metadata of the package, requirements, and version checks say the same."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
@@ -109,24 +111,47 @@ train_cfg = dict(max_iters=2, val_interval=2)
 
 
 @pytest.fixture(scope='module')
-def installed(tmp_path_factory):
-    """Folder with what a wheel of this checkout holds."""
+def environment(tmp_path_factory):
+    """A new environment with a wheel of this checkout, and the packages of this one for the rest.
+
+    They are on its path by a .pth file. Those of the folder that it names are not read, which
+    keeps out an editable mmfocal.
+    """
     folder = tmp_path_factory.mktemp('wheel')
+    environment = folder / 'environment'
     for command in (
         f'setup.py -q egg_info -e {folder} build -b {folder}/build bdist_wheel -d {folder}',
-        f'-m pip install -q --no-deps --no-index -t {folder}/site -f {folder} mmfocal',
+        f'-m venv --without-pip {environment}',
+        f'-m pip -q --python {environment}/bin/python install --no-deps --no-index -f {folder} '
+        'mmfocal',
     ):
         done = subprocess.run(
             [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-    return folder / 'site'
+    (site_packages,) = environment.glob('lib/python*/site-packages')
+    paths = sysconfig.get_paths()
+    (site_packages / 'rest.pth').write_text(f'{paths["purelib"]}\n{paths["platlib"]}\n')
+    return environment
 
 
-def in_other_folder(folder, installed, *arguments):
-    command = [sys.executable, '-W', 'ignore', '-m', 'mmfocal', *map(str, arguments)]
-    environment = {**os.environ, 'PYTHONPATH': str(installed), 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+@pytest.fixture(scope='module')
+def installed(environment):
+    """Folder of the installed package."""
+    (folder,) = environment.glob('lib/python*/site-packages/mmfocal')
+    return folder
+
+
+def in_other_folder(folder, environment, program, *arguments):
+    """Runs a program of the environment; the status, and what it says."""
+    variables = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run(
+        [environment / 'bin' / program, *map(str, arguments)],
+        cwd=folder,
+        env={**variables, 'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'},
+        capture_output=True,
+        text=True,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -134,34 +159,60 @@ def test_wheel_carries_configs_and_tools(installed):
     for kind in ('configs', 'tools'):
         ours = {path.relative_to(ROOT / kind) for path in (ROOT / kind).rglob('*.[psy]*')}
         ours = {path for path in ours if '__pycache__' not in path.parts}
-        carried = installed / 'mmfocal/.mim' / kind
+        carried = installed / '.mim' / kind
         assert ours == {
             path.relative_to(carried)
             for path in carried.rglob('*')
             if path.is_file() and '__pycache__' not in path.parts
         }
-    assert (installed / 'mmfocal/.mim/model-index.yml').is_file()
-    assert not list(installed.glob('tests*'))
+    assert (installed / '.mim/model-index.yml').is_file()
+    assert not list(installed.parent.glob('tests*'))
 
 
-def test_wheel_trains_and_tests_from_another_folder(installed, tmp_path):
+IMPORT = """
+import mmfocal
+from mmengine.registry import MODELS
+from mmfocal.engine import load_config
+print(mmfocal.__file__, load_config('focal_maskrcnn_3x').filename, sep='\\n')
+assert MODELS.get('FocalTransformer') is mmfocal.FocalTransformer
+"""
+
+
+def test_wheel_is_imported_and_its_configs_are_found_by_name(environment, installed, tmp_path):
+    status, text = in_other_folder(tmp_path, environment, 'python', '-c', IMPORT)
+    assert status == 0, text
+    assert text.splitlines()[-2:] == [
+        str(installed / '__init__.py'),
+        str(installed / '.mim/configs/mmdet/focal_maskrcnn_3x.py'),
+    ]
+
+
+def test_wheel_trains_and_predicts_from_another_folder(environment, tmp_path):
     (tmp_path / 'mine.py').write_text(USER_CONFIG)
-    status, text = in_other_folder(tmp_path, installed, 'train', 'mine.py', '--work-dir', 'run')
+    status, text = in_other_folder(
+        *(tmp_path, environment, 'mmfocal', 'train', 'mine.py', '--work-dir', 'run')
+    )
     assert status == 0, text
     assert 'registry tree' not in text  # no scope that mmengine does not know
     log = (tmp_path / 'run/mine.py').read_text()
     assert "type='FocalTransformer'" in log
+    (scalars,) = tmp_path.glob('run/*/vis_data/scalars.json')
+    assert '"coco/bbox_mAP": ' in scalars.read_text()
     status, text = in_other_folder(
-        tmp_path, installed, 'test', 'mine.py', 'run/iter_2.pth', '--out', 'metrics.json'
+        *(tmp_path, environment, 'mmfocal', 'infer', 'mine.py', 'run', 'shapes/val'),
+        *('--out', 'predictions', '--score-thr', '0'),
     )
-    assert status == 0 and 'coco/bbox_mAP' in (tmp_path / 'metrics.json').read_text(), text
+    assert status == 0, text
+    predictions = json.loads((tmp_path / 'predictions/predictions.json').read_text())
+    assert len(predictions['images']) == 2 and predictions['annotations']
+    assert len(list((tmp_path / 'predictions/pictures').rglob('*.jpg'))) == 2
 
 
-def test_tools_are_named_by_the_command(installed, tmp_path):
-    status, text = in_other_folder(tmp_path, installed)
+def test_tools_are_named_by_the_command(environment, tmp_path):
+    status, text = in_other_folder(tmp_path, environment, 'mmfocal')
     assert status == 0
     assert {line.split()[0] for line in text.splitlines() if line.startswith('  ')} == {
         path.stem for path in (ROOT / 'tools').glob('[!_]*.py')
     }
-    status, text = in_other_folder(tmp_path, installed, 'nonsense')
+    status, text = in_other_folder(tmp_path, environment, 'mmfocal', 'nonsense')
     assert status == 2 and "there is no tool 'nonsense'" in text

@@ -265,6 +265,7 @@ def test_two_processes_train_together(detector):
     result = subprocess.run(
         [
             *(ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir / 'two'),
+            '--val-loss',
             *('--cfg-options', 'env_cfg.dist_cfg.backend=gloo', 'model.neck.norm_cfg=None'),
         ],
         cwd=work_dir,
@@ -274,6 +275,8 @@ def test_two_processes_train_together(detector):
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     assert (work_dir / 'two/iter_2.pth').is_file()
+    (log,) = (work_dir / 'two').glob('*/vis_data/scalars.json')
+    assert '"val/loss_mask": ' in log.read_text()
     assert 'world_size: 2' in result.stdout.replace('  ', ' ') or 'GPU number: 2' in result.stdout
 
 
@@ -295,6 +298,7 @@ def test_missing_data_is_told_without_a_trace(monkeypatch, capsys, tmp_path):
             'iter_5.pth is passed',
         ),
         ('train.py', ['focal_maskrcnn_shapes', '--auto-scale-lr'], 'base_batch_size'),
+        ('train.py', ['x', '--amp', '--precision', 'bf16'], 'not allowed with argument --amp'),
         (
             'train.py',
             ['focal_maskrcnn_shapes', '--cfg-options', 'train_pipeline.99=1'],

@@ -141,6 +141,21 @@ def test_cells_of_shifted_windows_stand_where_they_pool():
     plt.close(figure)
 
 
+@pytest.mark.parametrize('windows', [[(1, 1)], [(1, 1), (0, 0)]])
+@pytest.mark.parametrize('levels', [1, 2, 4])
+def test_legend_is_within_the_picture_and_below_the_panels(windows, levels):
+    figure = draw_keys(FocalGeometry(focal_level=levels, focal_window=3), (21, 28), windows)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 1 + levels
+    extent, picture = legend.get_window_extent(), figure.bbox
+    assert picture.x0 <= extent.x0 and extent.x1 <= picture.x1 and picture.y0 <= extent.y0
+    for text in legend.get_texts():
+        assert text.get_window_extent().x1 <= picture.x1
+    assert all(axes.get_window_extent().y0 > extent.y1 for axes in figure.axes)
+    plt.close(figure)
+
+
 def test_window_outside_the_map_is_named():
     with pytest.raises(ValueError, match='there is no window 3 0'):
         draw_keys(FocalGeometry(), (21, 21), [(3, 0)])

@@ -1,7 +1,8 @@
 """Looks for what is wrong with the data of a config, as tools/train.py does before it begins.
 
 Reads all annotations, looks whether all files are there, and opens a sample of the pictures. Ends
-with status 2 and a list if training on the data would break or teach what is wrong.
+with status 2 and a list if training on the data would break or teach what is wrong, else with a
+histogram of the classes.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main() -> None:
     with light_imports():
         cfg = load_config(args.config, args.cfg_options)
         check_data(cfg, args.splits)
-        lines = check_contents(cfg, args.splits, args.deep)
+        lines = check_contents(cfg, args.splits, args.deep, histograms=True)
     for line in lines or ['Data check: the config reads no files.']:
         print(line)
 

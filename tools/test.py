@@ -45,6 +45,7 @@ def main() -> None:
         check_data(cfg, ('test',))
 
     from mmfocal.engine import install_safe_loading, install_sample_errors, settings
+    from mmfocal.engine.live_progress import live_progress
     from mmfocal.engine.results import set_predictions_file, set_visualization, write_metrics
 
     settings.set_work_dir(cfg, args.work_dir)
@@ -59,7 +60,9 @@ def main() -> None:
     settings.set_seed(cfg)
     install_safe_loading()
     install_sample_errors()
-    metrics = settings.build_runner(cfg).test()
+    runner = settings.build_runner(cfg)
+    with live_progress(runner):
+        metrics = runner.test()
     if args.out:
         write_metrics(args.out, metrics, args.config, args.checkpoint)
 

@@ -15,7 +15,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='path, or name of a config of this repository')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
+    precision.add_argument(
+        '--precision',
+        choices=['fp32', 'fp16', 'bf16'],
+        help='of computation, instead of that of the config; 16 bits need a GPU',
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -50,6 +56,11 @@ def parse_args() -> argparse.Namespace:
         help='end after N validations without a better result',
     )
     parser.add_argument(
+        '--val-loss',
+        action='store_true',
+        help='log the losses on the validation set too (val/loss, val/...)',
+    )
+    parser.add_argument(
         '--log-to',
         nargs='*',
         choices=['tensorboard', 'wandb', 'mlflow'],
@@ -72,6 +83,7 @@ def main() -> None:
                 print(line)
 
     from mmfocal.engine import install_safe_loading, install_sample_errors, settings
+    from mmfocal.engine.live_progress import live_progress
 
     settings.set_work_dir(cfg, args.work_dir)
     if args.auto_scale_lr:
@@ -79,10 +91,12 @@ def main() -> None:
     if args.ema:
         settings.set_ema(cfg)
     settings.set_stopping(cfg, args.save_best, args.early_stop)
+    if args.val_loss:
+        settings.set_validation_loss(cfg)
     settings.set_logs(cfg, args.log_to)
     notes = [
         settings.set_resume(cfg, args.resume),
-        settings.set_precision(cfg, args.amp),
+        settings.set_precision(cfg, args.amp, args.precision),
         settings.set_reliability(cfg),
     ]
     for note in filter(None, notes if is_first_process() else []):
@@ -91,7 +105,9 @@ def main() -> None:
     settings.set_seed(cfg, args.seed)
     install_safe_loading()
     install_sample_errors(skip=args.skip_bad_samples)
-    settings.build_runner(cfg).train()
+    runner = settings.build_runner(cfg)
+    with live_progress(runner):
+        runner.train()
 
 
 if __name__ == '__main__':

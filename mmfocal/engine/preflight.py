@@ -95,7 +95,10 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
 
 
 def check_contents(
-    cfg: Config, splits: Sequence[str] = ('train', 'val'), deep: bool = False
+    cfg: Config,
+    splits: Sequence[str] = ('train', 'val'),
+    deep: bool = False,
+    histograms: bool = False,
 ) -> list[str]:
     """Looks into the annotations, pictures and label maps of a config's data sets.
 
@@ -106,15 +109,16 @@ def check_contents(
         cfg: the config; its data has to be there, see :func:`check_data`.
         splits: ``'train'``, ``'val'``, ``'test'``.
         deep: whether every picture is decoded, which takes minutes to hours.
+        histograms: whether bars show how often each class occurs.
 
     Returns:
-        Notes, and a line that sums up; nothing if the config reads no files.
+        Notes, a line that sums up, and histograms; nothing if the config reads no files.
 
     Raises:
         BadDataError: with all errors, each with file, annotation or image, and reason.
     """
     start = time.monotonic()
-    findings, totals, seen = Findings(), [], []
+    findings, totals, seen, bars = Findings(), [], [], []
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         counts = []
@@ -134,6 +138,8 @@ def check_contents(
         for data, count in counts:
             _check_num_classes(cfg, data, findings)
             totals.append(_counted(split, data, count))
+            if histograms and count.classes is not None:
+                bars += ['', *count.classes.histogram(split)]
     if not totals and not findings.num_notes:
         return []
     errors = f'{findings.num_errors:,} errors' if findings.num_errors else 'no errors'
@@ -143,7 +149,7 @@ def check_contents(
     )
     if findings.num_errors:
         raise BadDataError('\n'.join([*findings.lines(errors=True), summary]))
-    return [*findings.lines(errors=False), summary]
+    return [*findings.lines(errors=False), summary, *bars]
 
 
 def _counted(split: str, data: CocoData | SegmentationData, count: Counts) -> str:
@@ -191,7 +197,7 @@ def _described(cfg: Config, split: str, dataset: dict) -> CocoData | Segmentatio
         return SegmentationData(
             images=below(prefixes.get('img_path', '')),
             label_maps=below(prefixes.get('seg_map_path')),
-            num_classes=len(classes) if classes else None,
+            classes=tuple(classes) if classes else None,
             list_file=list_file if list_file and not os.path.isdir(list_file) else None,
             image_suffix=_setting('img_suffix', dataset, source),
             label_map_suffix=_setting('seg_map_suffix', dataset, source),

@@ -29,15 +29,27 @@ def seed_generators(seed: int) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds the generators of this process's CPU, and puts them back afterwards."""
+def seeded(seed: int, gpu: bool = False) -> Iterator[None]:
+    """Seeds the generators of this process's CPU, and puts them back afterwards.
+
+    Args:
+        seed: for each of them.
+        gpu: whether the generator of the current GPU, if there is one, is seeded and put back too;
+            not for workers of data loaders, which would take memory there.
+    """
+    gpu = gpu and torch.cuda.is_available()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    gpu_state = torch.cuda.get_rng_state() if gpu else None
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
+    if gpu:
+        torch.cuda.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+        if gpu:
+            torch.cuda.set_rng_state(gpu_state)

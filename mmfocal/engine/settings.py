@@ -19,6 +19,7 @@ from mmfocal.errors import UserError, is_first_process
 from . import checkpoints, curves_hook, layer_decay, loops, run_state  # noqa: F401  register themselves
 from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
+from .validation_loss import loss_dataloader
 
 # mmengine's loops, and those that can go on anywhere.
 LOOPS = {kind: f'Resumable{kind}' for kind in ('EpochBasedTrainLoop', 'IterBasedTrainLoop')}
@@ -80,34 +81,62 @@ def set_seed(cfg: Config, seed: int | None = None) -> None:
     cfg.randomness = randomness
 
 
-def set_precision(cfg: Config, amp: bool) -> str | None:
-    """Mixed precision where asked for; float32 where there is no GPU for it.
+def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) -> str | None:
+    """The number format of training: that of the config, or what is asked for.
+
+    Weights are float32 in all of them. In ``'fp16'`` and ``'bf16'`` most operators compute in 16
+    bits; gradients of the first are scaled so that small ones are not lost, those of the second,
+    which has the range of float32, are not. Without a GPU everything is float32: mmengine has no
+    mixed precision there.
 
     Args:
         cfg: the config, changed in place.
-        amp: whether the user asks for mixed precision, beyond what the config says.
+        amp: whether the user asks for mixed precision, in the format that the config says, or
+            float16.
+        precision: ``'fp32'``, ``'fp16'``, ``'bf16'``, or None for that of the config.
 
     Returns:
         A note for the user, or None.
 
     Raises:
-        UserError: the user asks for what this machine cannot do.
+        UserError: the user asks for what this machine, or the config's optimizer wrapper, cannot
+            do.
     """
     wrapper = cfg.optim_wrapper
+    kind = wrapper.setdefault('type', 'OptimWrapper')
     has_gpu = torch.cuda.is_available()
-    if amp and not has_gpu:
+    asked = '--amp' if amp else f'--precision {precision}'
+    if precision and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(
-            '--amp needs a GPU, and PyTorch sees none. Leave it out to train in float32, or run '
-            '`python tools/doctor.py` if there should be one.'
+            f'{asked}: expected optim_wrapper.type to be OptimWrapper or AmpOptimWrapper, got '
+            f'{kind}, which has a precision of its own. Leave the option out.'
         )
-    if amp and wrapper.get('type') == 'OptimWrapper':
-        wrapper.type = 'AmpOptimWrapper'
-        wrapper.loss_scale = 'dynamic'
-    if wrapper.get('type') == 'AmpOptimWrapper' and not has_gpu:
+    if (amp or precision in ('fp16', 'bf16')) and not has_gpu:
+        raise UserError(
+            f'{asked} needs a GPU, and PyTorch sees none. Leave it out to train in float32, or '
+            'run `python tools/doctor.py` if there should be one.'
+        )
+    if precision == 'bf16':
+        # What PyTorch emulates on older GPUs is slower than float32.
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise UserError(
+                f'--precision bf16: expected a GPU that computes in bfloat16 (NVIDIA Ampere or '
+                f'newer), got {torch.cuda.get_device_name()}. Take --precision fp16.'
+            )
+        wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
+        wrapper.loss_scale = dict(enabled=False)
+    elif precision == 'fp16':
+        if wrapper.get('dtype') == 'bfloat16' or 'loss_scale' not in wrapper:
+            wrapper.loss_scale = 'dynamic'
+        wrapper.update(type='AmpOptimWrapper', dtype='float16')
+    elif amp and kind == 'OptimWrapper':
+        wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if wrapper.type == 'AmpOptimWrapper' and (precision == 'fp32' or not has_gpu):
         wrapper.type = 'OptimWrapper'
         for name in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(name, None)
-        return 'No GPU: training in float32 instead of mixed precision.'
+        if precision is None:
+            return 'No GPU: training in float32 instead of mixed precision.'
     return None
 
 
@@ -246,6 +275,20 @@ def set_ema(cfg: Config) -> None:
     if not any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
         average = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0002)
         _add_hook(cfg, dict(**average, update_buffers=True))
+
+
+def set_validation_loss(cfg: Config) -> None:
+    """Logs the losses on the validation set too; see :mod:`~mmfocal.engine.validation_loss`.
+
+    Raises:
+        UserError: the config does not validate, or its pipelines are of another form.
+    """
+    if not cfg.get('val_dataloader') or cfg.get('default_scope') not in MAIN_METRICS:
+        raise UserError(
+            '--val-loss: this config has no validation, or is none of '
+            f'{", ".join(MAIN_METRICS)}. Leave it out, or set val_dataloader.'
+        )
+    _add_hook(cfg, dict(type='ValidationLossHook', dataloader=loss_dataloader(cfg)))
 
 
 def _add_hook(cfg: Config, hook: dict) -> None:

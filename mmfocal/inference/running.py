@@ -6,10 +6,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mmfocal.progress import Progress
+
 from .inferencer import Inferencer
 from .inputs import Input, Skipped, count_pictures
 from .layout import Layout
-from .progress import Progress
 from .writers import Videos, write_picture
 
 

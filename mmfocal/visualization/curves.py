@@ -63,6 +63,8 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
 def draw_curves(work_dir: str | Path) -> Figure:
     """Draws losses on the left, metrics on the right, and the learning rate below the losses.
 
+    Losses on the held-out split, where they were logged, are dashed.
+
     Args:
         work_dir: the run's work folder.
 
@@ -80,7 +82,11 @@ def draw_curves(work_dir: str | Path) -> Figure:
     )
     losses = sorted({name for row in training for name in row if name.startswith('loss')})
     for name, colour in zip(losses, COLOURS, strict=False):
-        _curve(panels['loss'], training, name, name.replace('_', ' '), colour)
+        label = name.replace('_', ' ')
+        _curve(panels['loss'], training, name, label, colour)
+        # Beside its curve in training; the sum alone has a place in the legend.
+        held_out = 'held-out loss' if name == 'loss' else '_'
+        _curve(panels['loss'], rows, f'val/{name}', held_out, colour, marker='o', ls='--')
     panels['loss'].set(ylabel='loss', yscale='log')
     # Room for the legend above the curves.
     low, high = panels['loss'].get_ylim()
@@ -163,7 +169,10 @@ def _curve(
     label: str,
     colour: str,
     marker: str | None = None,
+    ls: str = '-',
 ) -> None:
     points = [(row['step'], row[name]) for row in rows if name in row]
     if points:
-        axes.plot(*zip(*points, strict=True), label=label, color=colour, marker=marker, lw=1.3)
+        axes.plot(
+            *zip(*points, strict=True), label=label, color=colour, marker=marker, ls=ls, lw=1.3
+        )

@@ -52,9 +52,24 @@ def draw_keys(
     for axes, (row, col) in zip(panels[0], windows, strict=True):
         _draw_window(axes, geometry, keys, row * cols + col)
         axes.set_title(f'window {row}, {col} of {rows}x{cols}', fontsize=10)
-    figure.legend(handles=_legend(keys), loc='lower center', ncols=5, fontsize=9, frameon=False)
-    figure.tight_layout(rect=(0, 0.35 / figure.get_figheight(), 1, 1))
+    _add_legend(figure, _legend(keys))
     return figure
+
+
+def _add_legend(figure: Figure, entries: list[Patch]) -> None:
+    """Puts the legend below the panels, in as many columns as fit, and the panels above it."""
+    style = dict(loc='lower center', fontsize=9, frameon=False)
+    for columns in range(len(entries), 0, -1):
+        legend = figure.legend(handles=entries, ncols=columns, **style)
+        extent = legend.get_window_extent()
+        if extent.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    # The first line has its place in the figure; each other one makes it higher.
+    lines = -(-len(entries) // columns)
+    below = 0.35 + (lines - 1) * 0.2  # inches
+    figure.set_figheight(figure.get_figheight() + below - 0.35)
+    figure.tight_layout(rect=(0, below / figure.get_figheight(), 1, 1))
 
 
 def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: int) -> None:

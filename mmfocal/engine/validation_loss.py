@@ -1,0 +1,202 @@
+"""The losses of training, on the validation set: whether a model learns its training set by heart.
+
+Pictures come as in validation, resized to one size and not turned. The truth comes as in training:
+loaded before they are resized, so that it is resized with them, which detectors' pipelines of
+validation do not do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import all_reduce, get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import nn
+
+from mmfocal.errors import UserError
+
+from .data_loader import ResumableDataLoader
+from .randomness import derived_seed, seed_generators, seeded
+from .run_state import RunStateHook
+
+PREFIX = 'val/'  # of the names in logs: val/loss, val/loss_cls, ...
+
+
+@HOOKS.register_module()
+class ValidationLossHook(Hook):
+    """Logs the mean losses of the validation set behind each validation.
+
+    The weights are those that were validated, averaged ones included. Drop path and dropout are
+    off and batch norm keeps its statistics. What losses draw, such as the regions that they are
+    taken of, follows from the run's seed and the number of the batch: equal weights give equal
+    losses, and training goes on as if nothing had been drawn. Each batch counts by its pictures.
+    With several processes, a few pictures count twice if they cannot be shared out evenly.
+
+    Args:
+        dataloader: settings of the data loader, see :func:`loss_dataloader`.
+    """
+
+    # Before EMAHook puts back the weights that are trained, and before losses are logged.
+    priority = 'ABOVE_NORMAL'
+
+    def __init__(self, dataloader: dict) -> None:
+        self.settings = dataloader
+
+    def before_train(self, runner: Runner) -> None:
+        """Opens the data, so that what is wrong with it is told before hours of training."""
+        loader = runner.build_dataloader(self.settings, seed=runner.seed)
+        self.loader = ResumableDataLoader(loader, runner.seed, get_rank())
+        self.run_state = [hook for hook in runner.hooks if isinstance(hook, RunStateHook)]
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Forgets the last losses, which mmengine would print as those of this validation."""
+        scalars = runner.message_hub.log_scalars
+        for name in [name for name in scalars if name.startswith(f'val/{PREFIX}')]:
+            del scalars[name]
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Adds the losses to the metrics and the log."""
+        if not hasattr(self, 'loader'):
+            return  # a validation without training
+        for name, value in self.mean_losses(runner).items():
+            runner.message_hub.update_scalar(f'val/{PREFIX}{name}', value)
+            if metrics is not None:
+                metrics[f'{PREFIX}{name}'] = value
+
+    @torch.no_grad()
+    def mean_losses(self, runner: Runner) -> dict[str, float]:
+        """Means over all pictures of all processes of what the model logs in training."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        sums: dict[str, torch.Tensor] = {}
+        pictures, pads = 0, _pads_pictures_and_truth(model.data_preprocessor)
+        self.loader.begin(0, skip=0)
+        with _losses_without_noise(model), seeded(runner.seed, gpu=True):
+            for number, batch in enumerate(self.loader):
+                # Four numbers of which the last is not 0: a stream of its own.
+                seed_generators(derived_seed(runner.seed, get_rank(), number, 0, 1))
+                losses = model._run_forward(model.data_preprocessor(batch, pads), mode='loss')
+                _, values = model.parse_losses(losses)
+                count = len(batch['inputs'])
+                pictures += count
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0) + value.double() * count
+                for hook in self.run_state:
+                    hook.after_val_iter(runner)  # saves and ends if asked to
+        totals = torch.stack([*sums.values(), torch.full_like(sums['loss'], pictures)])
+        all_reduce(totals)
+        means = (totals[:-1] / totals[-1]).tolist()
+        return dict(zip(sums, means, strict=True))
+
+
+@contextmanager
+def _losses_without_noise(model: nn.Module) -> Iterator[None]:
+    """Layers predict, what has losses trains: some heads answer in another form in training."""
+    flags = {module: module.training for module in model.modules()}
+    augments = getattr(model.data_preprocessor, 'batch_augments', None)
+    for module in flags:
+        # The flag of this module alone, not of those in it.
+        module.training = module is model or callable(getattr(module, 'loss', None))
+    if augments is not None:
+        model.data_preprocessor.batch_augments = None
+    try:
+        yield
+    finally:
+        for module, flag in flags.items():
+            module.training = flag
+        if augments is not None:
+            model.data_preprocessor.batch_augments = augments
+
+
+def _pads_pictures_and_truth(preprocessor: nn.Module) -> bool:
+    """Whether a preprocessor is to work as in training, where it pads the truth, too.
+
+    mmseg's would pad pictures to the size of the crops of training, and labels with 255, which its
+    weighted losses do not take. Where it does not pad in validation, it need not here.
+    """
+    to_crops = getattr(preprocessor, 'size', None) is not None
+    return not to_crops or bool(getattr(preprocessor, 'test_cfg', None))
+
+
+# --- Data -----------------------------------------------------------------------------------
+
+
+def loss_dataloader(cfg: Config) -> dict:
+    """Settings of a loader of the validation set with all that losses need.
+
+    Its pipeline is that of validation, with training's way of loading annotations right behind the
+    picture and training's way of packing at the end. Targets that training makes from annotations
+    in other steps are not made.
+
+    Raises:
+        UserError: a pipeline is not of that form, or label maps are learned from and validation
+            has none.
+    """
+    loader = copy.deepcopy(cfg.val_dataloader.to_dict())
+    # A validation of hours apart: workers need not wait for the next.
+    loader.update(persistent_workers=False)
+    trained = list(_pipelines(cfg.train_dataloader.dataset))
+    truth = next(
+        (found for steps in trained if (found := [s for s in steps if _loads_truth(s)])), []
+    )
+    pack = next((s for steps in trained for s in reversed(steps) if _is(s, 'Pack')), None)
+    for dataset in _leaves(loader['dataset']):
+        dataset['pipeline'] = _pipeline(dataset['pipeline'], truth, pack)
+        if any(s.get('with_seg') for s in truth) and not dataset['data_prefix'].get('seg'):
+            raise UserError(
+                '--val-loss: the model learns from label maps, and the validation set names none. '
+                'Say in which folder they are: --cfg-options '
+                'val_dataloader.dataset.data_prefix.seg=FOLDER (below its data_root).'
+            )
+    return loader
+
+
+def _pipeline(steps: list[dict], truth: list[dict], pack: dict | None) -> list[dict]:
+    loads = [number for number, step in enumerate(steps) if _is(step, 'LoadImage')]
+    packs = [step for step in steps if _is(step, 'Pack')]
+    if not loads or not packs or pack is None:
+        raise UserError(
+            '--val-loss: expected pipelines that load a picture and pack what the model takes '
+            f'(LoadImage..., Pack...), got {", ".join(map(_kind, steps))} for validation. Leave '
+            'it out, or write the pipeline in this form.'
+        )
+    behind = loads[-1] + 1
+    kept = [step for step in steps[behind:] if not _loads_truth(step) and step not in packs]
+    return [*steps[:behind], *truth, *kept, pack]
+
+
+def _leaves(dataset: dict) -> Iterator[dict]:
+    """Data sets below wrappers, which have pipelines."""
+    inner = dataset.get('datasets') or ([dataset['dataset']] if 'dataset' in dataset else [])
+    for each in inner:
+        yield from _leaves(each)
+    if not inner:
+        yield dataset
+
+
+def _pipelines(dataset: dict) -> Iterator[list[dict]]:
+    """Pipelines of a data set, the innermost first: wrappers have some, too."""
+    for each in dataset.get('datasets') or [dataset.get('dataset')]:
+        if each:
+            yield from _pipelines(each)
+    yield dataset.get('pipeline') or []
+
+
+def _loads_truth(step: dict) -> bool:
+    return _is(step, 'Load') and not _is(step, 'LoadImage')
+
+
+def _is(step: dict, begin: str) -> bool:
+    return _kind(step).rpartition('.')[-1].startswith(begin)
+
+
+def _kind(step: dict[str, Any]) -> str:
+    kind = step.get('type', '')
+    return kind if isinstance(kind, str) else kind.__name__
