@@ -115,7 +115,7 @@ class StepMeter(TorchDispatchMode):
             narrow = any(each.dtype in (torch.float16, torch.bfloat16) for each in given)
             flops = product_flops(func, args, kwargs, out)
             self.operations.append(Operation(flops, moved_bytes(args, kwargs, out), narrow))
-        # Views, and what is changed in place, may be of what was there before this mode was active.
+        # Views, and what is changed in place, may be of what was there before the meter.
         given_storages = {each.untyped_storage()._cdata for each in given}
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):

@@ -117,7 +117,7 @@ def detector(folder):
     """A config, and the work folder of a run of two iterations."""
     config = folder / 'detector.py'
     config.write_text(DETECTOR.format(root=ROOT, data=folder / 'shapes'))
-    output = run_tool('train.py', config, '--work-dir', 'det', cwd=folder)
+    output = run_tool('train.py', config, '--work-dir', 'det', '--deterministic', cwd=folder)
     assert 'training in float32' in output
     return config, folder / 'det'
 
@@ -127,7 +127,8 @@ def test_training_writes_checkpoint_metrics_and_seed(detector):
     checkpoint = load_checkpoint_file(work_dir / 'iter_2.pth')
     assert checkpoint['meta']['iter'] == 2
     dumped = (work_dir / 'detector.py').read_text()
-    assert f'randomness = dict(seed={checkpoint["meta"]["seed"]})' in dumped
+    assert f'randomness = dict(deterministic=True, seed={checkpoint["meta"]["seed"]})' in dumped
+    assert '--deterministic' in checkpoint['mmfocal_provenance']['command']
     scalars = [json.loads(x) for x in next(work_dir.glob('*/vis_data/scalars.json')).open()]
     assert {'loss', 'coco/bbox_mAP', 'coco/segm_mAP'} <= {key for row in scalars for key in row}
 

@@ -67,6 +67,11 @@ def parse_args() -> argparse.Namespace:
         help='log there too (default: TensorBoard where it is installed)',
     )
     parser.add_argument('--seed', type=int, help='default: of the config, or drawn and recorded')
+    parser.add_argument(
+        '--deterministic',
+        action='store_true',
+        help='operators alone that give the same in every run; slower on a GPU',
+    )
     add_common_options(parser)
     args = parser.parse_args()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -102,7 +107,7 @@ def main() -> None:
     for note in filter(None, notes if is_first_process() else []):
         print(note)
     settings.set_launcher(cfg, args.launcher)
-    settings.set_seed(cfg, args.seed)
+    settings.set_seed(cfg, args.seed, args.deterministic)
     install_safe_loading()
     install_sample_errors(skip=args.skip_bad_samples)
     runner = settings.build_runner(cfg)

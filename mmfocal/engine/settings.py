@@ -16,7 +16,8 @@ from mmengine.utils import import_modules_from_strings
 from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
 from mmfocal.errors import UserError, is_first_process
 
-from . import checkpoints, curves_hook, layer_decay, loops, run_state  # noqa: F401  register themselves
+# These register themselves.
+from . import checkpoints, curves_hook, layer_decay, loops, provenance, run_state  # noqa: F401
 from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
 from .validation_loss import loss_dataloader
@@ -64,13 +65,25 @@ def set_launcher(cfg: Config, launcher: str) -> None:
         init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
 
 
-def set_seed(cfg: Config, seed: int | None = None) -> None:
+def set_seed(cfg: Config, seed: int | None = None, deterministic: bool = False) -> None:
     """``seed`` if given, else that of the config, of the run that is resumed, or a new one.
 
     It is the same in all processes and lands in the config, so that the dumped config and every
     checkpoint repeat the run.
+
+    Args:
+        cfg: the config, changed in place.
+        seed: a number, or None.
+        deterministic: whether PyTorch takes operators alone whose results are the same in every
+            run, and ends with an error at one for which it has none. On a CPU all are.
     """
     randomness = dict(cfg.get('randomness') or {})
+    if deterministic:
+        randomness['deterministic'] = True
+        cfg.setdefault('env_cfg', {})['cudnn_benchmark'] = False
+    if randomness.get('deterministic'):
+        # What cuBLAS asks for; read when CUDA is first used.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     if seed is not None:
         randomness['seed'] = seed
     if randomness.get('seed') is None and cfg.get('resume') and cfg.get('load_from'):
@@ -191,6 +204,7 @@ def set_reliability(cfg: Config) -> str | None:
     if checkpoint is not None and checkpoint.get('type', 'CheckpointHook') == 'CheckpointHook':
         hooks['checkpoint'] = dict(checkpoint, type='WholeCheckpointHook')
     _add_hook(cfg, dict(type='RunStateHook'))
+    _add_hook(cfg, dict(type='ProvenanceHook'))
 
     settings = cfg.train_cfg
     if 'type' not in settings:
