@@ -176,7 +176,7 @@ default_hooks = dict(logger=dict(interval=2), checkpoint=dict(interval=6))
 TOOL = """
 import runpy, sys
 sys.path.insert(0, {tools!r})
-sys.argv[:] = ['train.py', 'mine.py', '--no-data-check', '--work-dir', 'run']
+sys.argv[:] = ['train.py', 'mine.py', '--no-data-check', '--work-dir', 'run', '--val-loss']
 sys.path.insert(1, {root!r})
 import mmfocal.progress
 mmfocal.progress.SECONDS_BETWEEN_DRAWINGS = 0.0
@@ -203,9 +203,12 @@ def test_training_shows_a_line_below_its_log(terminal, tmp_path):
         r'Training \[#### {8}\] 2 of 6, [\d.]+ per s, \d+:\d\d left, loss \d\.\d+, \d+\.\d GB'
     )
     assert any(re.fullmatch(pattern, line) for line in steps), steps
-    assert any(line.startswith('Validating [###') for line in shown)
+    for evaluation in ('Validating', 'Losses'):
+        told_steps = [line for line in shown if line.startswith(f'{evaluation} [')]
+        assert len({line.split(',')[0] for line in told_steps}) == 3  # the last one is erased
     # Each line of the log stands alone, and nothing of the other is left.
-    assert 'Training [' not in text and 'Validating [' not in text and lines[-1] == ''
+    assert 'Training [' not in text and 'Validating [' not in text
+    assert 'Losses [' not in text and lines[-1] == ''
     (log,) = tmp_path.glob('run/*/*.log')
     wanted = [line.partition('INFO - ')[2] for line in log.read_text().splitlines()]
     wanted = [line for line in wanted if line.startswith('Iter(')]

@@ -107,6 +107,13 @@ class _ProgressHook(Hook):
     ) -> None:
         self._evaluated('test', 'Testing', batch_idx + 1, len(runner.test_dataloader))
 
+    def before_val_loss(self, runner: Runner) -> None:
+        self.paces.pop('val_loss', None)
+        self._begin('val_loss')
+
+    def after_val_loss_iter(self, runner: Runner, batch_idx: int, total: int) -> None:
+        self._evaluated('val_loss', 'Losses', batch_idx + 1, total)
+
     def _evaluated(self, name: str, title: str, done: int, total: int) -> None:
         self.paces[name].step()
         if done == total:
