@@ -127,6 +127,7 @@ def test_pace_leaves_out_what_was_between(monkeypatch):
 
 def test_epochs_and_tests_are_told_and_time_between_them_is_not(terminal, monkeypatch):
     monkeypatch.setattr(progress, 'SECONDS_BETWEEN_DRAWINGS', 0.0)
+    monkeypatch.setattr('mmfocal.engine.live_progress._log_is_piped', lambda: False)
     logger = MMLogger('progress')
     runner = SimpleNamespace(
         epoch=2, max_epochs=12, iter=44, max_iters=240, test_dataloader=[0] * 3, logger=logger
@@ -155,6 +156,11 @@ def test_other_processes_and_files_get_no_line(terminal, monkeypatch):
     runner = SimpleNamespace()  # nothing of it is touched
     with live_progress(runner, io.StringIO()):
         pass
+    piped = 'mmfocal.engine.live_progress._log_is_piped'
+    monkeypatch.setattr(piped, lambda: True)  # into tee, which writes on the terminal, too
+    with live_progress(runner, terminal.file):
+        pass
+    monkeypatch.setattr(piped, lambda: False)
     monkeypatch.setattr('mmfocal.engine.live_progress.is_main_process', lambda: False)
     with live_progress(runner, terminal.file):
         pass

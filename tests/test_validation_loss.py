@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.hooks import EMAHook
 from mmengine.registry import TRANSFORMS, init_default_scope
 
 from mmfocal.datasets import prepare_shapes
@@ -213,6 +214,29 @@ def test_losses_fall_are_logged_and_drawn(data, tmp_path):
     assert list(lines['held-out loss'].get_xdata()) == [12, 24]
     assert list(lines['held-out loss'].get_ydata()) == [first, second]
     assert (tmp_path / 'curves.png').is_file()
+
+
+def test_averaged_weights_are_those_that_count(data, tmp_path, monkeypatch):
+    """As in validation, in families without an average of their own too."""
+    cfg = shapes_config(data, tmp_path, SEGMENTER)
+    cfg.merge_from_dict({'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2})
+    settings.set_ema(cfg)
+    settings.set_validation_loss(cfg)
+    seen = []
+
+    def mean_losses(self, runner):
+        seen.append(runner.model.backbone.patch_embed.proj.weight.clone())
+        return dict(loss=1.0)
+
+    monkeypatch.setattr(ValidationLossHook, 'mean_losses', mean_losses)
+    runner = settings.build_runner(cfg)
+    try:
+        runner.train()
+    finally:
+        stop_workers()
+    (average,) = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
+    assert torch.equal(seen[0], average.backbone.patch_embed.proj.weight)
+    assert not torch.equal(seen[0], runner.model.backbone.patch_embed.proj.weight)
 
 
 @pytest.mark.parametrize(

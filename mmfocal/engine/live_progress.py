@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -27,7 +29,7 @@ def live_progress(runner: Runner, file: TextIO | None = None) -> Iterator[None]:
         file: of the terminal; None for standard error.
     """
     line = Line(file)
-    if not is_main_process() or not line.is_live:
+    if not is_main_process() or not line.is_live or _log_is_piped():
         yield
         return
     runner.register_hook(_ProgressHook(line))
@@ -41,6 +43,11 @@ def live_progress(runner: Runner, file: TextIO | None = None) -> Iterator[None]:
         line.end()
         handlers.remove(before)
         handlers.remove(after)
+
+
+def _log_is_piped() -> bool:
+    """Whether another program, such as tee, writes the log, whose lines nothing can wait for."""
+    return stat.S_ISFIFO(os.fstat(1).st_mode)
 
 
 class _Call(logging.Handler):

@@ -16,7 +16,14 @@ from mmengine.utils import import_modules_from_strings
 from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
 from mmfocal.errors import UserError, is_first_process
 
-from . import checkpoints, curves_hook, layer_decay, loops, run_state  # noqa: F401  register themselves
+from . import (  # noqa: F401  register themselves
+    averaging,
+    checkpoints,
+    curves_hook,
+    layer_decay,
+    loops,
+    run_state,
+)
 from .bfloat16 import prepare_bfloat16
 from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
@@ -274,7 +281,7 @@ def set_ema(cfg: Config) -> None:
     beginning, as YOLOX does; ``custom_hooks`` of a config can have it otherwise.
     """
     if not any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
-        average = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0002)
+        average = dict(type='EMAHook', ema_type='WarmedUpEMA', momentum=0.0002)
         _add_hook(cfg, dict(**average, update_buffers=True))
 
 
