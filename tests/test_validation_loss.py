@@ -180,8 +180,15 @@ def test_pictures_of_other_processes_count(data, tmp_path, monkeypatch):
         assert together[key] == pytest.approx((5 * value + 3) / 8)
 
 
-def test_losses_fall_are_logged_and_drawn(data, tmp_path):
+def test_losses_fall_are_logged_and_drawn(data, tmp_path, monkeypatch):
     """And the metric says which checkpoint is best."""
+    mean_losses, computed = ValidationLossHook.mean_losses, []
+
+    def spy(self, runner):
+        computed.append(mean_losses(self, runner))
+        return computed[-1]
+
+    monkeypatch.setattr(ValidationLossHook, 'mean_losses', spy)
     cfg = shapes_config(data, tmp_path, SEGMENTER)
     cfg.merge_from_dict(
         {
@@ -203,6 +210,8 @@ def test_losses_fall_are_logged_and_drawn(data, tmp_path):
         stop_workers()
     (log,) = tmp_path.glob('*/vis_data/scalars.json')
     rows = [row for row in map(json.loads, log.read_text().splitlines()) if 'mIoU' in row]
+    for row, losses in zip(rows, computed, strict=True):
+        assert {f'val/{name}': value for name, value in losses.items()}.items() <= row.items()
     first, second = (row['val/loss'] for row in rows)
     assert second < 0.95 * first
     parts = [value for key, value in rows[0].items() if 'loss_' in key]

@@ -55,7 +55,7 @@ class ValidationLossHook(Hook):
         self.loader = ResumableDataLoader(loader, runner.seed, get_rank())
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Forgets the last losses, which mmengine would print as those of this validation."""
+        """Forgets the last losses: mmengine would log means over them and the new ones."""
         scalars = runner.message_hub.log_scalars
         for name in [name for name in scalars if name.startswith(f'val/{PREFIX}')]:
             del scalars[name]
