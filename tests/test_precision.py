@@ -1,14 +1,20 @@
 """What --amp and --precision make of a config, with and without a GPU for it."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.optim.optimizer import amp_optimizer_wrapper
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmfocal import FocalTransformer
-from mmfocal.engine import settings
+from mmfocal.engine import load_config, settings
+from mmfocal.engine.bfloat16 import prepare_bfloat16
 from mmfocal.errors import UserError
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01))
@@ -116,3 +122,54 @@ def test_bfloat16_trains_without_a_loss_scale(monkeypatch):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not wrapper.loss_scaler.is_enabled()
     wrapper.load_state_dict(wrapper.state_dict())
+
+
+@pytest.mark.parametrize('name', ['focal_maskrcnn_shapes', 'focal_dyhead_shapes'])
+def test_detectors_learn_in_bfloat16_with_coordinates_in_float32(name):
+    """mmcv's RoIAlign and deformable convolution have no bfloat16; regions of mmdet had it."""
+    init_default_scope('mmdet')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = MODELS.build(load_config(name).model).to(device)
+    model.init_weights()
+    prepare_bfloat16(model)
+    prepare_bfloat16(model)  # may be called again
+    batch = demo_mm_inputs(2, [(3, 96, 128)] * 2, num_items=[3, 2], num_classes=6, with_mask=True)
+    head = model.rpn_head if name == 'focal_maskrcnn_shapes' else model.bbox_head
+    outputs, seen = [], {}
+    model.backbone.register_forward_hook(lambda *args: seen.update(features=args[-1][0]))
+    head.register_forward_hook(lambda *args: outputs.extend(args[-1][0]))
+    if hasattr(model, 'roi_head'):
+        extractor = model.roi_head.bbox_roi_extractor
+        extractor.register_forward_pre_hook(lambda _, args: seen.update(regions=args[1]))
+
+    def loss(is_mixed):
+        torch.manual_seed(0)  # regions to learn from are drawn
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=is_mixed):
+            data = model.data_preprocessor(copy.deepcopy(batch), True)
+            return model.parse_losses(model._run_forward(data, mode='loss'))[0]
+
+    exact, mixed = loss(False), loss(True)
+    assert mixed.item() == pytest.approx(exact.item(), rel=0.02) and mixed != exact
+    mixed.backward()
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.isfinite().all(), key
+    assert seen['features'].dtype == torch.bfloat16
+    assert {each.dtype for each in outputs} == {torch.float32}  # the format of anchors, too
+    if 'regions' in seen:
+        regions = seen['regions']
+        assert regions.dtype == torch.float32
+        assert not torch.equal(regions, regions.bfloat16().float())
+
+
+def test_detectors_are_prepared_for_bfloat16_alone(monkeypatch):
+    prepared = []
+    monkeypatch.setattr(settings, 'prepare_bfloat16', prepared.append)
+    monkeypatch.setattr(settings, 'import_packages', lambda cfg: None)
+    runner = SimpleNamespace(model='model', register_hook=lambda hook: None)
+    monkeypatch.setattr(settings.Runner, 'from_cfg', lambda cfg: runner)
+    for scope, wrapper in (('mmdet', PLAIN), ('mmdet', MIXED | HALF), ('mmseg', PLAIN | BRAIN)):
+        settings.build_runner(Config(dict(default_scope=scope, optim_wrapper=wrapper)))
+    assert not prepared
+    settings.build_runner(Config(dict(default_scope='mmdet', optim_wrapper=PLAIN | BRAIN)))
+    assert prepared == ['model']

@@ -127,6 +127,7 @@ def test_pace_leaves_out_what_was_between(monkeypatch):
 
 def test_epochs_and_tests_are_told_and_time_between_them_is_not(terminal, monkeypatch):
     monkeypatch.setattr(progress, 'SECONDS_BETWEEN_DRAWINGS', 0.0)
+    monkeypatch.setattr('mmfocal.engine.live_progress._log_is_piped', lambda: False)
     logger = MMLogger('progress')
     runner = SimpleNamespace(
         epoch=2, max_epochs=12, iter=44, max_iters=240, test_dataloader=[0] * 3, logger=logger
@@ -155,6 +156,11 @@ def test_other_processes_and_files_get_no_line(terminal, monkeypatch):
     runner = SimpleNamespace()  # nothing of it is touched
     with live_progress(runner, io.StringIO()):
         pass
+    piped = 'mmfocal.engine.live_progress._log_is_piped'
+    monkeypatch.setattr(piped, lambda: True)  # into tee, which writes on the terminal, too
+    with live_progress(runner, terminal.file):
+        pass
+    monkeypatch.setattr(piped, lambda: False)
     monkeypatch.setattr('mmfocal.engine.live_progress.is_main_process', lambda: False)
     with live_progress(runner, terminal.file):
         pass
@@ -176,7 +182,7 @@ default_hooks = dict(logger=dict(interval=2), checkpoint=dict(interval=6))
 TOOL = """
 import runpy, sys
 sys.path.insert(0, {tools!r})
-sys.argv[:] = ['train.py', 'mine.py', '--no-data-check', '--work-dir', 'run']
+sys.argv[:] = ['train.py', 'mine.py', '--no-data-check', '--work-dir', 'run', '--val-loss']
 sys.path.insert(1, {root!r})
 import mmfocal.progress
 mmfocal.progress.SECONDS_BETWEEN_DRAWINGS = 0.0
@@ -203,9 +209,12 @@ def test_training_shows_a_line_below_its_log(terminal, tmp_path):
         r'Training \[#### {8}\] 2 of 6, [\d.]+ per s, \d+:\d\d left, loss \d\.\d+, \d+\.\d GB'
     )
     assert any(re.fullmatch(pattern, line) for line in steps), steps
-    assert any(line.startswith('Validating [###') for line in shown)
+    for evaluation in ('Validating', 'Losses'):
+        told_steps = [line for line in shown if line.startswith(f'{evaluation} [')]
+        assert len({line.split(',')[0] for line in told_steps}) == 3  # the last one is erased
     # Each line of the log stands alone, and nothing of the other is left.
-    assert 'Training [' not in text and 'Validating [' not in text and lines[-1] == ''
+    assert 'Training [' not in text and 'Validating [' not in text
+    assert 'Losses [' not in text and lines[-1] == ''
     (log,) = tmp_path.glob('run/*/*.log')
     wanted = [line.partition('INFO - ')[2] for line in log.read_text().splitlines()]
     wanted = [line for line in wanted if line.startswith('Iter(')]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.hooks import EMAHook
 from mmengine.registry import TRANSFORMS, init_default_scope
 
 from mmfocal.datasets import prepare_shapes
@@ -179,8 +180,15 @@ def test_pictures_of_other_processes_count(data, tmp_path, monkeypatch):
         assert together[key] == pytest.approx((5 * value + 3) / 8)
 
 
-def test_losses_fall_are_logged_and_drawn(data, tmp_path):
+def test_losses_fall_are_logged_and_drawn(data, tmp_path, monkeypatch):
     """And the metric says which checkpoint is best."""
+    mean_losses, computed = ValidationLossHook.mean_losses, []
+
+    def spy(self, runner):
+        computed.append(mean_losses(self, runner))
+        return computed[-1]
+
+    monkeypatch.setattr(ValidationLossHook, 'mean_losses', spy)
     cfg = shapes_config(data, tmp_path, SEGMENTER)
     cfg.merge_from_dict(
         {
@@ -202,6 +210,8 @@ def test_losses_fall_are_logged_and_drawn(data, tmp_path):
         stop_workers()
     (log,) = tmp_path.glob('*/vis_data/scalars.json')
     rows = [row for row in map(json.loads, log.read_text().splitlines()) if 'mIoU' in row]
+    for row, losses in zip(rows, computed, strict=True):
+        assert {f'val/{name}': value for name, value in losses.items()}.items() <= row.items()
     first, second = (row['val/loss'] for row in rows)
     assert second < 0.95 * first
     parts = [value for key, value in rows[0].items() if 'loss_' in key]
@@ -213,6 +223,29 @@ def test_losses_fall_are_logged_and_drawn(data, tmp_path):
     assert list(lines['held-out loss'].get_xdata()) == [12, 24]
     assert list(lines['held-out loss'].get_ydata()) == [first, second]
     assert (tmp_path / 'curves.png').is_file()
+
+
+def test_averaged_weights_are_those_that_count(data, tmp_path, monkeypatch):
+    """As in validation, in families without an average of their own too."""
+    cfg = shapes_config(data, tmp_path, SEGMENTER)
+    cfg.merge_from_dict({'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2})
+    settings.set_ema(cfg)
+    settings.set_validation_loss(cfg)
+    seen = []
+
+    def mean_losses(self, runner):
+        seen.append(runner.model.backbone.patch_embed.proj.weight.clone())
+        return dict(loss=1.0)
+
+    monkeypatch.setattr(ValidationLossHook, 'mean_losses', mean_losses)
+    runner = settings.build_runner(cfg)
+    try:
+        runner.train()
+    finally:
+        stop_workers()
+    (average,) = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
+    assert torch.equal(seen[0], average.backbone.patch_embed.proj.weight)
+    assert not torch.equal(seen[0], runner.model.backbone.patch_embed.proj.weight)
 
 
 @pytest.mark.parametrize(

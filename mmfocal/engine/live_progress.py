@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -27,7 +29,7 @@ def live_progress(runner: Runner, file: TextIO | None = None) -> Iterator[None]:
         file: of the terminal; None for standard error.
     """
     line = Line(file)
-    if not is_main_process() or not line.is_live:
+    if not is_main_process() or not line.is_live or _log_is_piped():
         yield
         return
     runner.register_hook(_ProgressHook(line))
@@ -41,6 +43,11 @@ def live_progress(runner: Runner, file: TextIO | None = None) -> Iterator[None]:
         line.end()
         handlers.remove(before)
         handlers.remove(after)
+
+
+def _log_is_piped() -> bool:
+    """Whether another program, such as tee, writes the log, whose lines nothing can wait for."""
+    return stat.S_ISFIFO(os.fstat(1).st_mode)
 
 
 class _Call(logging.Handler):
@@ -106,6 +113,13 @@ class _ProgressHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         self._evaluated('test', 'Testing', batch_idx + 1, len(runner.test_dataloader))
+
+    def before_val_loss(self, runner: Runner) -> None:
+        self.paces.pop('val_loss', None)
+        self._begin('val_loss')
+
+    def after_val_loss_iter(self, runner: Runner, batch_idx: int, total: int) -> None:
+        self._evaluated('val_loss', 'Losses', batch_idx + 1, total)
 
     def _evaluated(self, name: str, title: str, done: int, total: int) -> None:
         self.paces[name].step()

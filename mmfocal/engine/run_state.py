@@ -125,6 +125,9 @@ class RunStateHook(Hook):
                     hook._swap_ema_parameters()
             self._end(runner, runner.iter)
 
+    # Of validation_loss.py, behind the others of a validation.
+    after_val_loss_iter = after_val_iter
+
     def _is_to_end(self) -> bool:
         asked = torch.tensor(int(self.asked_to_end))
         if get_world_size() > 1:

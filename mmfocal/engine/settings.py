@@ -16,8 +16,16 @@ from mmengine.utils import import_modules_from_strings
 from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
 from mmfocal.errors import UserError, is_first_process
 
-# These register themselves.
-from . import checkpoints, curves_hook, layer_decay, loops, provenance, run_state  # noqa: F401
+from . import (  # noqa: F401  register themselves
+    averaging,
+    checkpoints,
+    curves_hook,
+    layer_decay,
+    loops,
+    provenance,
+    run_state,
+)
+from .bfloat16 import prepare_bfloat16
 from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
 from .validation_loss import loss_dataloader
@@ -133,7 +141,7 @@ def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) 
         # What PyTorch emulates on older GPUs is slower than float32.
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             raise UserError(
-                f'--precision bf16: expected a GPU that computes in bfloat16 (NVIDIA Ampere or '
+                '--precision bf16: expected a GPU that computes in bfloat16 (NVIDIA Ampere or '
                 f'newer), got {torch.cuda.get_device_name()}. Take --precision fp16.'
             )
         wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
@@ -287,7 +295,7 @@ def set_ema(cfg: Config) -> None:
     beginning, as YOLOX does; ``custom_hooks`` of a config can have it otherwise.
     """
     if not any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
-        average = dict(type='EMAHook', ema_type='ExpMomentumEMA', momentum=0.0002)
+        average = dict(type='EMAHook', ema_type='WarmedUpEMA', momentum=0.0002)
         _add_hook(cfg, dict(**average, update_buffers=True))
 
 
@@ -399,6 +407,9 @@ def build_runner(cfg: Config) -> Runner:
     import_packages(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(NonFiniteHook())
+    has_bfloat16 = (cfg.get('optim_wrapper') or {}).get('dtype') == 'bfloat16'
+    if has_bfloat16 and cfg.get('default_scope') == 'mmdet':
+        prepare_bfloat16(runner.model)
     if cfg.get('resume'):
         for module in runner.model.modules():
             init_cfg = getattr(module, 'init_cfg', None)

@@ -25,7 +25,6 @@ from mmfocal.errors import UserError
 
 from .data_loader import ResumableDataLoader
 from .randomness import derived_seed, seed_generators, seeded
-from .run_state import RunStateHook
 
 PREFIX = 'val/'  # of the names in logs: val/loss, val/loss_cls, ...
 
@@ -54,10 +53,9 @@ class ValidationLossHook(Hook):
         """Opens the data, so that what is wrong with it is told before hours of training."""
         loader = runner.build_dataloader(self.settings, seed=runner.seed)
         self.loader = ResumableDataLoader(loader, runner.seed, get_rank())
-        self.run_state = [hook for hook in runner.hooks if isinstance(hook, RunStateHook)]
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Forgets the last losses, which mmengine would print as those of this validation."""
+        """Forgets the last losses: mmengine would log means over them and the new ones."""
         scalars = runner.message_hub.log_scalars
         for name in [name for name in scalars if name.startswith(f'val/{PREFIX}')]:
             del scalars[name]
@@ -77,6 +75,7 @@ class ValidationLossHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         sums: dict[str, torch.Tensor] = {}
         pictures, pads = 0, _pads_pictures_and_truth(model.data_preprocessor)
+        runner.call_hook('before_val_loss')
         self.loader.begin(0, skip=0)
         with _losses_without_noise(model), seeded(runner.seed, gpu=True):
             for number, batch in enumerate(self.loader):
@@ -88,8 +87,8 @@ class ValidationLossHook(Hook):
                 pictures += count
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0) + value.double() * count
-                for hook in self.run_state:
-                    hook.after_val_iter(runner)  # saves and ends if asked to
+                # Of our own hooks: the run may be asked to end, and progress is shown.
+                runner.call_hook('after_val_loss_iter', batch_idx=number, total=len(self.loader))
         totals = torch.stack([*sums.values(), torch.full_like(sums['loss'], pictures)])
         all_reduce(totals)
         means = (totals[:-1] / totals[-1]).tolist()
@@ -148,8 +147,9 @@ def loss_dataloader(cfg: Config) -> dict:
     )
     pack = next((s for steps in trained for s in reversed(steps) if _is(s, 'Pack')), None)
     for dataset in _leaves(loader['dataset']):
-        dataset['pipeline'] = _pipeline(dataset['pipeline'], truth, pack)
-        if any(s.get('with_seg') for s in truth) and not dataset['data_prefix'].get('seg'):
+        dataset['pipeline'] = _pipeline(dataset.get('pipeline') or [], truth, pack)
+        prefixes = dataset.get('data_prefix') or {}
+        if any(s.get('with_seg') for s in truth) and not prefixes.get('seg'):
             raise UserError(
                 '--val-loss: the model learns from label maps, and the validation set names none. '
                 'Say in which folder they are: --cfg-options '
