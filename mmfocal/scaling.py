@@ -130,21 +130,22 @@ def _of_mmdet(name: str) -> Path:
     return Path(mmdet.__file__).parent / '.mim/configs' / f'{name.partition("::")[2]}.py'
 
 
-def largest_batch(name: str, size: Size, memory: float, assumed: Assumptions = ASSUMED) -> dict:
-    """Images in a step that a GPU can hold, by mode of :data:`MODES`.
+def largest_batch(
+    name: str, size: Size, memory: float, mode: str, assumed: Assumptions = ASSUMED
+) -> int:
+    """Images in a step that one GPU can hold.
 
     Args:
         name: of a config.
         size: of the images, height and width in pixels.
         memory: of the GPU, in bytes.
+        mode: of :data:`MODES`.
+        assumed: what the counted bytes leave open.
     """
     room = (memory - assumed.reserved) * assumed.usable
-    batches = {}
-    for mode, settings in MODES.items():
-        two, four = (cost(name, size, batch, **settings).memory() for batch in (2, 4))
-        image = (four - two) / 2
-        batches[mode] = max(int((room - (two - 2 * image)) // image), 0)
-    return batches
+    two, four = (cost(name, size, batch, **MODES[mode]).memory() for batch in (2, 4))
+    image = (four - two) / 2
+    return max(int((room - (two - 2 * image)) // image), 0)
 
 
 @dataclass(frozen=True)
@@ -288,9 +289,9 @@ def _batches() -> str:
     rows = []
     for name in names:
         for size in ((1344, 1344), (800, 800)):
-            by_memory = [largest_batch(name, size, memory * GIB) for memory in memories]
             for mode in ('AMP', 'AMP, `with_cp`'):
-                cells = [str(batches[mode] or '-') for batches in by_memory]
+                batches = (largest_batch(name, size, each * GIB, mode) for each in memories)
+                cells = [str(batch or '-') for batch in batches]
                 rows.append([Path(name).stem, _size(size), mode, *cells])
     return _table(['config', 'image', 'mode', *(f'{each} GB' for each in memories)], rows)
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from count_graphs import count_graphs, limit_was_hit
 from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmfocal import FocalTransformer
@@ -267,3 +268,15 @@ def test_compiled_blocks_serve_every_size():
     assert model.state_dict().keys() == compiled.state_dict().keys()
     for size in ((60, 100), (96, 80), (33, 65)):
         compiler_and_eager_agree(model, compiled, torch.randn(2, 3, *size))
+
+
+def test_compiled_blocks_make_a_bounded_number_of_graphs():
+    arch = dict(embed_dims=8, depths=(2,), num_heads=(2,))
+    model = small(arch=arch, focal_stages=(0,), focal_windows=3, out_indices=(0,)).eval()
+    # Of whole windows, and padded below, at the right, and both, one image and two at a time.
+    patterns = [(56, 112), (60, 112), (56, 100), (57, 97)]
+    first = [size for size in patterns for _ in range(2)]
+    graphs = count_graphs(model, [*first, (81, 47), (61, 62), (112, 28)], (1, 2))
+    assert not limit_was_hit(), 'some blocks run as they are'
+    assert graphs[0] == 1, 'blocks of a stage share their graphs'
+    assert graphs[-1] <= 8, graphs

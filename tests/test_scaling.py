@@ -151,17 +151,18 @@ def test_time_and_exchange_by_hand():
 
 
 def test_largest_batch_grows_with_memory_and_smaller_steps():
-    name = 'configs/mmdet/focal_retinanet_shapes.py'
+    name, size = 'configs/mmdet/focal_retinanet_shapes.py', (96, 96)
+    reserved = scaling.ASSUMED.reserved
     small, large = (
-        scaling.largest_batch(name, (96, 96), scaling.ASSUMED.reserved + room * 2**20)
-        for room in (100, 200)
+        {mode: scaling.largest_batch(name, size, reserved + room, mode) for mode in scaling.MODES}
+        for room in (100 * 2**20, 200 * 2**20)
     )
     for mode in scaling.MODES:
         assert 0 < small[mode] < large[mode]
     assert small['float32'] < small['AMP'] < small['AMP, `with_cp`']
-    step = scaling.cost(name, (96, 96), small['AMP'])
+    step = scaling.cost(name, size, small['AMP'])
     assert step.memory() == pytest.approx(0.8 * 100 * 2**20, rel=0.1)
-    assert scaling.largest_batch(name, (96, 96), 2**20)['AMP'] == 0
+    assert scaling.largest_batch(name, size, 2**20, 'AMP') == 0
 
 
 def test_page_has_every_table_as_it_is_counted(monkeypatch):

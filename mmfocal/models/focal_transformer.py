@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +39,7 @@ from .pooling import POOL_METHODS
 
 EXPAND_LAYERS = ('all', 'even', 'odd')
 DOWNSAMPLES = ('conv', 'merging')
+GRAPHS_OF_A_STAGE = 16  # at most, of a compiled block: see FocalTransformer.compile_blocks
 # The backbone's arguments that give settings of a stage's geometry, where names differ.
 ARGUMENT_OF = {
     'focal_level': 'focal_levels',
@@ -504,9 +506,7 @@ class FocalTransformer(BaseModule):
         self.apply(_init_linear)
         self._freeze_stages()
         if compile_blocks:
-            for stage in self.stages:
-                for block in stage.blocks:
-                    block.compile(dynamic=True)
+            self.compile_blocks()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of the stages in ``out_indices``.
@@ -530,6 +530,24 @@ class FocalTransformer(BaseModule):
                 out = getattr(self, f'norm{i}')(out) if self.out_norm else out
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
+
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles each block by itself, for symbolic sizes.
+
+        Blocks of a stage share their graphs; a stage has one for maps of whole windows, one or two
+        for maps that are padded, and each of them for one image and for several. PyTorch stops to
+        compile after eight graphs of one function, and all blocks are the same one, so its limit
+        is raised.
+
+        Args:
+            **options: of :func:`torch.compile`, besides ``dynamic``.
+        """
+        from torch._dynamo import config  # a second of time, for those who compile
+
+        config.recompile_limit = max(config.recompile_limit, GRAPHS_OF_A_STAGE * len(self.stages))
+        for stage in self.stages:
+            for block in stage.blocks:
+                block.compile(dynamic=True, **options)
 
     def init_weights(self) -> None:
         """As in mmengine, except that ``Pretrained`` takes files of others and other sizes.
@@ -624,6 +642,14 @@ def _has_ring(expand_layer: str, block: int) -> bool:
     return block % 2 != without
 
 
+@lru_cache
+def _only_one(
+    geometry: type[WindowGeometry], settings: tuple[tuple[str, int | str], ...]
+) -> WindowGeometry:
+    """One object for equal settings: torch.compile tells graphs apart by identity."""
+    return geometry(**dict(settings))
+
+
 def geometry_of_stage(
     model: FocalTransformer,
     stage: int,
@@ -632,7 +658,7 @@ def geometry_of_stage(
 ) -> WindowGeometry:
     """The geometry of a stage; its errors name the backbone's argument."""
     try:
-        return geometry(**settings)
+        return _only_one(geometry, tuple(settings.items()))
     except (TypeError, ValueError) as error:
         name, _, rest = str(error).partition(' ')
         message = f'{ARGUMENT_OF.get(name, name)} {rest}'
