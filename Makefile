@@ -9,7 +9,7 @@ WORKERS ?= auto
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 6000
 
-.PHONY: help env demo demo-seg test coverage lint doctor clean
+.PHONY: help env demo demo-seg test coverage lint docs docs-links doctor clean
 
 help:
 	@echo "make demo     train a small detector on drawn shapes, with pictures; needs no GPU"
@@ -17,6 +17,8 @@ help:
 	@echo "make test     lint and the whole test suite; TESTS='tests/test_geometry.py ...' for a part,"
 	@echo "              WORKERS=4 for that many processes instead of one for each core"
 	@echo "make coverage what of mmfocal/ the tests run, and which lines they do not"
+	@echo "make docs     the pages of docs/ and of the API, in docs/_build/html; make docs-links asks"
+	@echo "              the network whether links to other sites are alive"
 	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit"
 	@echo "make env      the environment alone; each of the above makes it first"
 	@echo "make lint     ruff, as in make test"
@@ -50,8 +52,15 @@ lint: env
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
+docs: env
+	@$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "Wrote docs/_build/html/index.html"
+
+docs-links: env
+	@$(PY) -m sphinx -q -b linkcheck docs docs/_build/links
+
 doctor: env
 	@$(PY) tools/doctor.py
 
 clean:
-	rm -rf .venv .venv-onedl .coverage* build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-onedl .coverage* build *.egg-info .pytest_cache .ruff_cache docs/_build

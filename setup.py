@@ -43,7 +43,13 @@ setup(
     # Where OpenMMLab's packages carry theirs: links in a checkout, files in a wheel.
     package_data={
         'mmfocal': [
-            *('.mim/configs/**/*.py', '.mim/configs/*.y*ml', '.mim/tools/*.py', '.mim/tools/*.sh'),
+            *(
+                '.mim/configs/**/*.py',
+                '.mim/configs/*.y*ml',
+                '.mim/tools/*.py',
+                '.mim/tools/*.sh',
+                '.mim/tools/*.sbatch',
+            ),
             '.mim/model-index.yml',
         ]
     },

@@ -135,7 +135,8 @@ print(runpy.run_path("mmfocal/compat.py")["mmcv_ops_problem"]() or "")' \
 
 [ "$(mmcv_version 2>/dev/null)" = "${mmcv#*==}" ] || install_next_mmcv
 step "Installing the $stack stack and the tools of development" \
-  pip install --no-build-isolation -r "requirements/$stack.txt" -r requirements/dev.txt
+  pip install --no-build-isolation -r "requirements/$stack.txt" -r requirements/dev.txt \
+  -r requirements/docs.txt
 step "Linking mmfocal into $env" pip install --no-build-isolation --no-deps -e .
 while [ -n "$(mmcv_problem)" ]; do
   say "The mmcv in $env does not work with this PyTorch"

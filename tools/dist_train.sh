@@ -14,4 +14,9 @@ else
     --master-addr "${MASTER_ADDR:?}" --master-port "${MASTER_PORT:-29500}")
 fi
 "${PYTHON:-python}" -m torch.distributed.run "${where[@]}" --nproc-per-node "$gpus" \
-  "$here/train.py" "$config" --launcher pytorch "${@:3}"
+  "$here/train.py" "$config" --launcher pytorch "${@:3}" && exit
+status=$?
+# What torchrun has said above names the process that was the first to end.
+echo "mmfocal: the job ended early (status $status). If checkpoints were written, it goes on" \
+  "from the newest with: $0 ${*@Q} --resume" >&2
+exit "$status"

@@ -66,6 +66,12 @@ def parse_args() -> argparse.Namespace:
         choices=['tensorboard', 'wandb', 'mlflow'],
         help='log there too (default: TensorBoard where it is installed)',
     )
+    parser.add_argument(
+        '--strategy',
+        choices=['ddp', 'fsdp'],
+        help='what several processes share: gradients, or weights and optimizer as well '
+        '(default: as the config says, else ddp)',
+    )
     parser.add_argument('--seed', type=int, help='default: of the config, or drawn and recorded')
     parser.add_argument(
         '--deterministic',
@@ -106,7 +112,7 @@ def main() -> None:
     ]
     for note in filter(None, notes if is_first_process() else []):
         print(note)
-    settings.set_launcher(cfg, args.launcher)
+    settings.set_launcher(cfg, args.launcher, args.strategy)
     settings.set_seed(cfg, args.seed, args.deterministic)
     install_safe_loading()
     install_sample_errors(skip=args.skip_bad_samples)

@@ -118,9 +118,8 @@ def corner_targets(
         radii: ``(n,)`` float, pixels.
 
     Returns:
-        heat: ``(P,)`` float from 0 to 1.
-        offsets: ``(P, 2)`` float, from the point to its corner in strides, where the heat is 1;
-            elsewhere 0.
+        The heat, ``(P,)`` float from 0 to 1; and offsets, ``(P, 2)`` float, from the point to its
+        corner in strides where the heat is 1, and 0 elsewhere.
     """
     heat, offsets = points.new_zeros(len(points)), torch.zeros_like(points)
     if not len(corners):

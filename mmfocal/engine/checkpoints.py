@@ -20,6 +20,7 @@ from mmfocal.errors import UserError
 
 from .safe_loading import CheckpointError, load_checkpoint_file
 from .saving import written_atomically
+from .sharding import whole_states
 
 # Of a run itself, from which it can go on; best_*.pth lacks the optimizer.
 _NAME = re.compile(r'(epoch|iter)_(\d+)\.pth')
@@ -60,6 +61,14 @@ class WholeCheckpointHook(CheckpointHook):
         if local and self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
+
+    def _save_checkpoint(self, runner: Runner) -> None:
+        with whole_states(runner):
+            super()._save_checkpoint(runner)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        with whole_states(runner):
+            super()._save_best_checkpoint(runner, metrics)
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         keep = self.max_keep_ckpts

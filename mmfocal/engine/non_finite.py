@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from mmfocal.errors import UserError
 
+from .sharding import own_share
+
 MAX_NAMES = 8  # files or weights named in a message
 
 
@@ -262,7 +264,8 @@ def _bad_weights(model: nn.Module) -> list[str]:
     """Names of parameters that are not finite."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     with torch.no_grad():
-        good = [parameter.isfinite().all().to(parameters[0].device) for parameter in parameters]
+        shares = [own_share(parameter) for parameter in parameters]
+        good = [share.isfinite().all().to(shares[0].device) for share in shares]
         good = torch.stack(good).tolist()  # one wait for the device, not one for each
     return [name for name, is_good in zip(names, good, strict=True) if not is_good]
 

@@ -24,6 +24,7 @@ from . import (  # noqa: F401  register themselves
     loops,
     provenance,
     run_state,
+    sharding,
 )
 from .bfloat16 import prepare_bfloat16
 from .non_finite import NonFiniteHook
@@ -51,12 +52,27 @@ def set_work_dir(cfg: Config, work_dir: str | None) -> None:
         cfg.work_dir = os.path.join('work_dirs', Path(cfg.filename).stem)
 
 
-def set_launcher(cfg: Config, launcher: str) -> None:
+def set_launcher(cfg: Config, launcher: str, strategy: str | None = None) -> None:
     """Sets the launcher, and joins the process group of a distributed run.
 
     mmengine's way into a group needs a GPU. Without one, processes join by gloo here.
+
+    Args:
+        cfg: the config, changed in place.
+        launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+        strategy: what processes share, ``'ddp'`` (gradients) or ``'fsdp'`` (weights and the state
+            of the optimizer as well, see :mod:`~mmfocal.engine.sharding`); None for what the
+            config says, and gradients if it says nothing.
+
+    Raises:
+        UserError: the strategy needs several processes, or does not go with the config.
     """
     cfg.launcher = launcher
+    if strategy is not None:
+        cfg.model_wrapper_cfg = None
+    if strategy == 'fsdp':
+        _check_sharding(cfg)
+        cfg.model_wrapper_cfg = dict(type='ShardedModel')
     if launcher == 'none':
         return
     # Before the runner does it: the processes have to agree on a seed that it is built with.
@@ -71,6 +87,20 @@ def set_launcher(cfg: Config, launcher: str) -> None:
             )
     else:
         init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+
+
+def _check_sharding(cfg: Config) -> None:
+    reason = None
+    if cfg.launcher == 'none':
+        reason = 'it takes several processes: start them with tools/dist_train.sh or torchrun'
+    elif cfg.optim_wrapper.get('accumulative_counts', 1) != 1:
+        reason = 'gradients are not accumulated over shares: set accumulative_counts to 1'
+    elif any('EMAHook' in hook.get('type', '') for hook in cfg.get('custom_hooks') or []):
+        reason = 'averages of weights are not made of shares: leave out --ema and EMAHook'
+    elif cfg.model.get('backbone', {}).get('frozen_stages', -1) >= 0:
+        reason = 'frozen weights do not go with shares: set model.backbone.frozen_stages to -1'
+    if reason:
+        raise UserError(f'--strategy fsdp: {reason}, or take --strategy ddp.')
 
 
 def set_seed(cfg: Config, seed: int | None = None, deterministic: bool = False) -> None:
