@@ -3,12 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.engine import load_config
 from mmfocal.errors import UserError
-from mmfocal.export import BackboneGraph, exportable, write_onnx, write_torch
-from mmfocal.export.parity import SIZES, Difference, onnx_session
+from mmfocal.export import BackboneGraph, exportable, graph_of, write_onnx, write_torch
+from mmfocal.export.parity import (
+    compare,
+    relative_difference,
+    run_onnx,
+    run_torch,
+    spread_scores,
+)
 
 # Rounding of float32 through a few blocks, relative to the largest value of a map.
 TOLERANCE = 5e-6
@@ -24,20 +32,31 @@ def small_backbone(**settings) -> FocalTransformer:
     return model
 
 
-def worst_difference(model: nn.Module, run, sizes) -> float:
-    worst = 0.0
-    for size in sizes:
-        image = BackboneGraph.image(BackboneGraph, *size)
+def run_plain(graph):
+    def run(image):
         with torch.no_grad():
-            maps = model(image)
-        for got, expected in zip(run(image), maps, strict=True):
-            worst = max(worst, Difference.between(got, expected).relative)
-    return worst
+            return graph(image)
+
+    return run
 
 
-def run_onnx(path):
-    session = onnx_session(path)
-    return lambda image: session.run(None, {'image': image.numpy()})
+def small_detector(kind: str) -> nn.Module:
+    """A detector of one stage of two blocks and one of one, with something to find."""
+    init_default_scope('mmdet')
+    cfg = load_config(
+        f'focal_{kind}_shapes',
+        {
+            'model.backbone.arch': dict(embed_dims=16, depths=(2, 1), num_heads=(1, 2)),
+            'model.backbone.window_size': (8, 7),
+            'model.backbone.expand_sizes': 3,
+            'model.backbone.focal_levels': (2, 1),
+            'model.backbone.focal_windows': 3,
+            'model.backbone.focal_stages': (0, 1),
+            'model.backbone.out_indices': (0, 1),
+            'model.neck.in_channels': [16, 32],
+        },
+    )
+    return MODELS.build(cfg.model).eval()
 
 
 @pytest.mark.parametrize(
@@ -55,9 +74,8 @@ def run_onnx(path):
 )
 def test_plain_operations_equal_the_backbone_at_all_sizes(settings):
     model = small_backbone(**settings)
-    plain = exportable(model)
-    run = lambda image: [out.numpy() for out in plain(image)]  # noqa: E731
-    assert worst_difference(model, run, SIZES) < TOLERANCE
+    graph = BackboneGraph(model)
+    assert max(compare(graph, model, run_plain(graph)).worst.values()) < TOLERANCE
 
 
 def test_one_onnx_file_serves_all_sizes_and_batches(tmp_path):
@@ -67,7 +85,8 @@ def test_one_onnx_file_serves_all_sizes_and_batches(tmp_path):
     model = small_backbone(
         use_shift=True, border='mask', downsample='merging', focal_levels=(3, 2)
     )
-    write_onnx(BackboneGraph(model), tmp_path / 'backbone.onnx')
+    graph = BackboneGraph(model)
+    write_onnx(graph, tmp_path / 'backbone.onnx')
     file = onnx.load(tmp_path / 'backbone.onnx')
     onnx.checker.check_model(file, full_check=True)
     assert {each.domain: each.version for each in file.opset_import} == {'': 25}
@@ -75,20 +94,29 @@ def test_one_onnx_file_serves_all_sizes_and_batches(tmp_path):
     dims = [dim.dim_param or dim.dim_value for dim in image.type.tensor_type.shape.dim]
     assert dims == ['batch', 3, 'height', 'width']
     assert [output.name for output in file.graph.output] == ['stride4', 'stride8']
-    assert len(SIZES) == 20
-    assert worst_difference(model, run_onnx(tmp_path / 'backbone.onnx'), SIZES) < TOLERANCE
+    parity = compare(graph, model, run_onnx(tmp_path / 'backbone.onnx'))
+    assert len(parity.rows) == 20
+    assert max(parity.worst.values()) < TOLERANCE
 
 
-def test_program_of_torch_export_serves_sizes_of_several_windows(tmp_path):
+def test_program_of_torch_export_serves_all_sizes_and_batches(tmp_path):
     model = small_backbone(use_shift=True)
-    write_torch(BackboneGraph(model), tmp_path / 'backbone.pt2')
-    program = torch.export.load(tmp_path / 'backbone.pt2').module()
-    sizes = [size for size in SIZES if min(size[1:]) > 56]
-    run = lambda image: [out.detach().numpy() for out in program(image)]  # noqa: E731
-    assert len(sizes) > 12
-    assert worst_difference(model, run, sizes) < TOLERANCE
-    with pytest.raises(AssertionError, match='Guard failed'):
-        program(torch.rand(1, 3, 56, 200))
+    graph = BackboneGraph(model)
+    write_torch(graph, tmp_path / 'backbone.pt2')
+    parity = compare(graph, model, run_torch(tmp_path / 'backbone.pt2'))
+    assert max(parity.worst.values()) < TOLERANCE
+
+
+@pytest.mark.parametrize('kind', ['retinanet', 'maskrcnn'])
+def test_detectors_as_onnx_find_what_mmdet_finds(kind, tmp_path):
+    pytest.importorskip('onnxruntime', reason='needs onnxruntime')
+    model = small_detector(kind)
+    graph = graph_of(model)
+    spread_scores(graph, model)
+    write_onnx(graph, tmp_path / 'model.onnx')
+    parity = compare(graph, model, run_onnx(tmp_path / 'model.onnx'))
+    assert parity.detections > 100
+    assert not parity.beyond(), '\n'.join(parity.lines())
 
 
 def test_what_cannot_be_exported_says_why():
@@ -110,7 +138,8 @@ def test_exporting_leaves_the_model_as_it_is():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_differences_see_shapes_and_values():
-    assert Difference.between(np.array([1.0, 4.5]), torch.tensor([1.0, 5.0])) == (0.5, 0.1)
-    with pytest.raises(ValueError, match='shape'):
-        Difference.between(np.zeros(2), torch.zeros(3))
+def test_differences_see_shapes_values_and_what_is_no_number():
+    assert relative_difference(np.array([1.0, 4.5]), torch.tensor([1.0, 5.0])) == 0.1
+    assert relative_difference(np.array([1.0, np.nan]), torch.tensor([1.0, 5.0])) == np.inf
+    with pytest.raises(ValueError, match='got'):
+        relative_difference(np.zeros(2), torch.zeros(3))

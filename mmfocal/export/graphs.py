@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor, nn
 
 from mmfocal.errors import UserError
 from mmfocal.models import FocalTransformer
 
-from .backbone import exportable
 from .operators import translations
+from .plain import exportable
 
 # What PyTorch's exporter writes and ONNX Runtime reads; GELU is an operator from 20 on.
 OPSETS = range(20, 26)
-NEWEST_OPSET = OPSETS[-1]
 # Traced sizes decide nothing. These have several windows in every stage, since PyTorch takes a
 # side of one for a constant.
 TRACED_SHAPE = (2, 3, 512, 640)
@@ -35,13 +36,21 @@ class Graph(nn.Module):
     Attributes:
         output_names: of what ``forward`` returns.
         dtype: of the image.
+        newest_opset: the newest of ``OPSETS`` whose operators ONNX Runtime has.
     """
 
     output_names: tuple[str, ...]
+    newest_opset: ClassVar[int] = OPSETS[-1]
     dtype: ClassVar[torch.dtype] = torch.float32
 
     @abstractmethod
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]: ...
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The outputs, in the order of their names."""
+
+    @staticmethod
+    @abstractmethod
+    def expected(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+        """What the model itself, from which a graph was made, says of an image."""
 
     def image(self, batch: int, height: int, width: int, seed: int = 0) -> Tensor:
         """An image to try it with, without meaning but not of noise alone."""
@@ -70,26 +79,31 @@ class BackboneGraph(Graph):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return self.backbone(image)
 
+    @staticmethod
+    def expected(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+        return model(image)
 
-def write_onnx(graph: Graph, path: str | os.PathLike, opset: int = NEWEST_OPSET) -> None:
+
+def write_onnx(graph: Graph, path: str | os.PathLike, opset: int | None = None) -> None:
     """Writes a graph as ONNX, with its weights in the same file.
 
     Args:
         graph: what is exported.
         path: of the file.
-        opset: one of ``OPSETS``.
+        opset: from ``OPSETS[0]`` to the graph's newest, which is the default.
 
     Raises:
         UserError: the opset is none of them, or a package is missing.
     """
-    if opset not in OPSETS:
+    opset = graph.newest_opset if opset is None else opset
+    if not OPSETS[0] <= opset <= graph.newest_opset:
         raise UserError(
-            f'The opset must be one of {OPSETS[0]} to {OPSETS[-1]}, got {opset}: PyTorch and ONNX '
-            'Runtime know these, and GELU is an operator from 20 on.'
+            f'The opset must be one of {OPSETS[0]} to {graph.newest_opset}, got {opset}: ONNX '
+            'Runtime has the operators of these, and GELU is an operator from 20 on.'
         )
     require_packages()
     dynamic = {axis: name for axis, name in enumerate(DYNAMIC) if name}
-    with _quiet(), torch.no_grad():
+    with _tracing():
         program = torch.onnx.export(
             graph,
             (graph.image(*_traced_size()),),
@@ -101,22 +115,33 @@ def write_onnx(graph: Graph, path: str | os.PathLike, opset: int = NEWEST_OPSET)
             custom_translation_table=translations(),
             verbose=False,
         )
+    _name_sizes(program.model.graph)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     program.save(path)
 
 
 def write_torch(graph: Graph, path: str | os.PathLike) -> None:
-    """Writes a graph as a program of :mod:`torch.export`, for :func:`torch.export.load`.
+    """Writes a graph as a program of :mod:`torch.export`.
 
-    It refuses images whose map has a single window along a side in some stage.
+    To be run by ``torch.export.load(path).module(check_guards=False)``. The guards that this
+    leaves out are about strides of the traced image, by which no result is decided, and would
+    refuse single windows and sizes that are multiples of them.
     """
     dynamic = {axis: torch.export.Dim.DYNAMIC for axis, name in enumerate(DYNAMIC) if name}
-    with _quiet(), torch.no_grad():
+    with _tracing():
         program = torch.export.export(
             graph, (graph.image(*_traced_size()),), dynamic_shapes=(dynamic,), strict=False
         )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     torch.export.save(program, path)
+
+
+def _name_sizes(graph: Any) -> None:
+    """Calls the number of detections by that name, instead of one that PyTorch has made up."""
+    for output in graph.outputs:
+        for axis, size in enumerate(output.shape):
+            if re.fullmatch(r'u\d+', str(size)):
+                output.shape[axis] = 'detections'
 
 
 def require_packages() -> None:
@@ -139,14 +164,18 @@ def _traced_size() -> tuple[int, int, int]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says of itself, and of packages that it does not need."""
+def _tracing() -> Iterator[None]:
+    """Sizes of one are like all others, and the exporter is silent about itself."""
     loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir')]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            torch.fx.experimental._config.patch(backed_size_oblivious=True),
+            torch.no_grad(),
+        ):
             warnings.simplefilter('ignore')
             yield
     finally:

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Bound of numbers that follow from data, for the exporter, which calculates with bounds.
+MOST_PLACES = 2**31
+
 
 @torch.library.custom_op('mmfocal::nms', mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
@@ -40,7 +43,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tenso
 
 @nms.register_fake
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float, most: int) -> Tensor:
-    count = torch.library.get_ctx().new_dynamic_size()
+    count = torch.library.get_ctx().new_dynamic_size(max=MOST_PLACES)
     return boxes.new_empty((count, 2), dtype=torch.int64)
 
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .detectors import DetectorGraph
+from .graphs import Graph
+from .masks import paste_masks
 
 # Batch, height and width of images: squares and not, multiples of 32 and not, primes, single
 # windows, less than a patch.
@@ -33,24 +39,138 @@ SIZES = (
     (3, 96, 160),
     (3, 57, 61),
 )
+# What rounding of float32 explains, with room. Maps and logits: relative to the largest value.
+# Detections: boxes in pixels, probabilities, the part of a mask's pixels, and the part of
+# detections that stand on one side alone, because their score or overlap is at a threshold.
+TOLERANCES = {'maps': 1e-4, 'boxes': 0.05, 'scores': 1e-4, 'masks': 0.01, 'unmatched': 0.01}
+# Detections of both sides are the same up to here: pixels and probability.
+SAME_BOX, SAME_SCORE = 1.0, 0.01
 
 
-class Difference(NamedTuple):
-    """The largest differences of an output: as it is, and over the largest value there."""
+@dataclass
+class Parity:
+    """Differences of outputs over images.
 
-    absolute: float
-    relative: float
+    Attributes:
+        rows: of each image ``(B, H, W)``, the differences by name.
+        detections: that were compared, None for what is no detector.
+    """
 
-    @classmethod
-    def between(cls, got: np.ndarray, expected: Tensor) -> Difference:
-        expected = expected.double().numpy()
-        if got.shape != expected.shape:
-            raise ValueError(f'expected an output of shape {expected.shape}, got {got.shape}')
-        absolute = float(np.abs(got - expected).max(initial=0))
-        return cls(absolute, absolute / max(float(np.abs(expected).max(initial=0)), 1e-30))
+    rows: list[tuple[tuple[int, int, int], dict[str, float]]] = field(default_factory=list)
+    detections: int | None = None
+
+    @property
+    def worst(self) -> dict[str, float]:
+        """The largest difference of each name over all images."""
+        names = dict.fromkeys(name for _, row in self.rows for name in row)
+        return {name: max(row.get(name, 0.0) for _, row in self.rows) for name in names}
+
+    def beyond(self) -> list[str]:
+        """What is wrong: names whose difference is beyond its tolerance, or nothing compared."""
+        wrong = [
+            f'{name}: {worst:.1e} is more than {TOLERANCES.get(name, TOLERANCES["maps"]):.0e}'
+            for name, worst in self.worst.items()
+            if not worst <= TOLERANCES.get(name, TOLERANCES['maps'])
+        ]
+        if self.detections == 0:
+            wrong.append('nothing was detected in any image, so that nothing was compared')
+        return wrong
+
+    def lines(self) -> Iterator[str]:
+        """A Markdown table of all images, and the worst of each column."""
+        names = list(self.worst)
+        yield '| images | ' + ' | '.join(names) + ' |'
+        yield '|---' * (len(names) + 1) + '|'
+        for (batch, height, width), row in [*self.rows, ((0, 0, 0), self.worst)]:
+            label = f'{batch} x {height}x{width}' if batch else 'worst'
+            yield f'| {label} | ' + ' | '.join(f'{row.get(n, 0.0):.1e}' for n in names) + ' |'
 
 
-def onnx_session(path: str | os.PathLike, threads: int | None = None):
+def compare(
+    graph: Graph,
+    model: nn.Module,
+    run: Callable[[Tensor], Sequence[np.ndarray]],
+    sizes: Sequence[tuple[int, int, int]] = SIZES,
+    image_of: Callable[[int, int, int], Tensor] | None = None,
+) -> Parity:
+    """Compares an exported graph with the model that it came from.
+
+    Args:
+        graph: that was exported.
+        model: the model or backbone, in evaluation mode.
+        run: from an image to the outputs of the exported graph.
+        sizes: batch, height and width of the images.
+        image_of: makes them; the graph itself by default.
+
+    Raises:
+        ValueError: an output has another shape than the model's.
+    """
+    parity = Parity(detections=0 if isinstance(graph, DetectorGraph) else None)
+    for size in sizes:
+        image = (image_of or graph.image)(*size)
+        with torch.no_grad():
+            expected = graph.expected(model, image)
+        got = [np.asarray(output) for output in run(image)]
+        if isinstance(graph, DetectorGraph):
+            row = _detections(got, [each.numpy() for each in expected], size)
+            parity.detections += len(expected[0])
+        else:
+            pairs = zip(graph.output_names, got, expected, strict=True)
+            row = {name: relative_difference(*pair) for name, *pair in pairs}
+        parity.rows.append((size, row))
+    return parity
+
+
+def relative_difference(got: np.ndarray, expected: Tensor) -> float:
+    """The largest difference over the largest value.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if got.shape != tuple(expected.shape):
+        raise ValueError(f'expected an output of {tuple(expected.shape)}, got {got.shape}')
+    expected = expected.double().numpy()
+    largest = np.abs(expected).max(initial=0)
+    # NaN is no difference that a maximum would show.
+    if not np.isfinite(got).all():
+        return float('inf')
+    return float(np.abs(got - expected).max(initial=0) / max(largest, 1e-30))
+
+
+def _detections(
+    got: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: tuple[int, int, int]
+) -> dict[str, float]:
+    """Differences of detections that both sides have, and the part of others."""
+    boxes, scores, labels, images = got[:4]
+    right_boxes, right_scores, right_labels, right_images = expected[:4]
+    row = dict(boxes=0.0, scores=0.0, **({'masks': 0.0} if len(got) > 4 else {}))
+    free = np.ones(len(boxes), bool)
+    matched = 0
+    for number, box in enumerate(right_boxes):
+        off = np.abs(boxes - box).max(axis=1, initial=0)
+        score_off = np.abs(scores - right_scores[number])
+        same = free & (labels == right_labels[number]) & (images == right_images[number])
+        same &= (off < SAME_BOX) & (score_off < SAME_SCORE)
+        if not same.any():
+            continue
+        # In a small image all boxes are near to each other, and differ in their scores.
+        cost = off / TOLERANCES['boxes'] + score_off / TOLERANCES['scores']
+        best = int(np.where(same, cost, np.inf).argmin())
+        free[best] = False
+        matched += 1
+        row['boxes'] = max(row['boxes'], float(off[best]))
+        row['scores'] = max(row['scores'], float(score_off[best]))
+        if len(got) > 4:
+            right = expected[4][number]
+            ours = paste_masks(got[4][best : best + 1], boxes[best : best + 1], *size[1:])[0]
+            area = max(int((right | ours).sum()), 1)
+            row['masks'] = max(row['masks'], float((right != ours).sum()) / area)
+    total = len(right_boxes) + len(boxes)
+    row['unmatched'] = (total - 2 * matched) / max(total, 1)
+    return row
+
+
+def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Any:
     """ONNX Runtime's session of a file, on the CPU.
 
     Args:
@@ -65,3 +185,61 @@ def onnx_session(path: str | os.PathLike, threads: int | None = None):
     # Threads that wait for each other spin by default, which slows what else runs.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+
+
+def run_onnx(path: str | os.PathLike) -> Callable[[Tensor], list[np.ndarray]]:
+    """From an image to what ONNX Runtime says of it."""
+    session = onnx_session(path)
+    return lambda image: session.run(None, {'image': image.numpy()})
+
+
+def run_torch(path: str | os.PathLike) -> Callable[[Tensor], list[np.ndarray]]:
+    """From an image to what a program of torch.export says of it."""
+    program = torch.export.load(path).module(check_guards=False)
+
+    def run(image: Tensor) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [output.numpy() for output in program(image)]
+
+    return run
+
+
+def spread_scores(graph: Graph, model: nn.Module) -> None:
+    """Gives a detector without training something to find, so that it can be compared.
+
+    Heads begin with scores below every threshold. Their last layers are scaled and moved such that
+    scores of an image are spread, in ``model`` and in ``graph``, which is made of it.
+    """
+    layers = [
+        (name, wanted)
+        for name, module in model.named_modules()
+        for part, wanted in LAST_LAYERS.items()
+        if name.endswith(part) and hasattr(module, 'weight')
+    ]
+    image = graph.image(1, 256, 320)
+    for name, (mean, deviation) in layers:
+        layer, seen = model.get_submodule(name), []
+        hook = layer.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
+        with torch.no_grad():
+            graph.expected(model, image)
+        hook.remove()
+        out = torch.cat([each.flatten() for each in seen])
+        scale = deviation / float(out.std().clamp(min=1e-6))
+        for copy in (layer, graph.model.get_submodule(name)):
+            with torch.no_grad():
+                copy.weight.mul_(scale)
+                copy.bias.mul_(scale).add_(mean - float(out.mean()) * scale)
+
+
+# Mean and standard deviation of what the last layers of heads give in a trained model, roughly.
+LAST_LAYERS = {
+    'retina_cls': (-2.5, 1.0),
+    'retina_reg': (0.0, 0.3),
+    'atss_cls': (-2.5, 1.0),
+    'atss_reg': (0.0, 0.3),
+    'rpn_cls': (0.0, 1.0),
+    'rpn_reg': (0.0, 0.3),
+    'fc_cls': (0.0, 1.5),
+    'fc_reg': (0.0, 0.5),
+    'conv_logits': (0.0, 2.0),
+}

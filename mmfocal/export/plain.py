@@ -1,9 +1,9 @@
-"""The backbone in plain operations of tensors, whose graph serves all sizes of images.
+"""Layers in plain operations of tensors, whose graph serves all sizes of images.
 
 A traced graph has the outcome of every decision that Python takes, and the operator of
 :func:`mmfocal.focal_attention` is unknown to other runtimes. The modules here have the weights of
 those that they replace, decide nothing by the size of a map, and compute attention with products,
-gathered rows and softmax. Which keys a window has is said by :mod:`mmfocal.geometry` as ever; its
+gathered rows and softmax. :mod:`mmfocal.geometry` says which keys a window has, as ever; its
 tables become part of the graph.
 """
 
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from mmfocal.closest_keys import ClosestGeometry
 from mmfocal.errors import UserError
@@ -30,10 +31,10 @@ from mmfocal.models.focal_transformer import (
 
 
 def exportable(model: nn.Module) -> nn.Module:
-    """A copy of a model whose backbones are in plain operations.
+    """A copy of a model whose backbone is in plain operations.
 
     Args:
-        model: a backbone of mmfocal, or a model that has some. It is left as it is.
+        model: a backbone of mmfocal, or a model that has one. It is left as it is.
 
     Returns:
         The copy, in evaluation mode, without gradients. It computes what the model does, but for
@@ -217,10 +218,37 @@ def _whole_patches(x: Tensor, stride: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom))
 
 
+class PlainAveragePool(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as products with matrices, which follow the size of the map."""
+
+    def __init__(self, layer: nn.AdaptiveAvgPool2d) -> None:
+        super().__init__()
+        self.size = _pair(layer.output_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float ``(B, C, H, W)`` to ``(B, C, *size)``."""
+        rows, cols = (
+            self._means(cells, side, x)
+            for cells, side in zip(self.size, x.shape[-2:], strict=True)
+        )
+        return rows @ x @ cols.mT
+
+    @staticmethod
+    def _means(cells: int, side: int, like: Tensor) -> Tensor:
+        """Matrix ``(cells, side)`` whose rows take means of overlapping parts of a side."""
+        cell = torch.arange(cells, device=like.device)[:, None]
+        place = torch.arange(side, device=like.device)
+        first = cell * side // cells
+        end = ((cell + 1) * side + cells - 1) // cells
+        inside = ((place >= first) & (place < end)).to(like.dtype)
+        return inside / inside.sum(dim=1, keepdim=True)
+
+
 # What decides by the size of a map, and what takes its place.
 PLAIN: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
     FocalSelfAttention: PlainAttention,
     FocalStage: PlainStage,
     PatchEmbed: PlainPatchEmbed,
     PatchMerging: PlainPatchMerging,
+    nn.AdaptiveAvgPool2d: PlainAveragePool,
 }
