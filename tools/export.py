@@ -39,7 +39,9 @@ def parse_args() -> argparse.Namespace:
         'out (default: model)',
     )
     parser.add_argument(
-        '--opset', type=int, help='of ONNX (default: the newest that ONNX Runtime serves)'
+        '--opset',
+        type=int,
+        help='of ONNX, 20 to 25 (default: 23); up to 21 for detectors of two stages',
     )
     parser.add_argument(
         '--int8',
@@ -114,7 +116,10 @@ def say_file(path: Path) -> None:
 def report(title: str, parity: object) -> None:
     print(f'\n{title}:\n', *parity.lines(), sep='\n')
     if parity.detections is not None:
-        print(f'\n{parity.detections} detections of the model were looked for.')
+        print(
+            f'\nOf {parity.detections} detections on both sides together, {parity.unmatched} have '
+            'no counterpart on the other.'
+        )
 
 
 if __name__ == '__main__':

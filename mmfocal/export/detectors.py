@@ -45,8 +45,14 @@ class Preprocessing(nn.Module):
 
     def __init__(self, preprocessor: nn.Module) -> None:
         super().__init__()
-        # Pictures are read as BGR by mmcv.
-        self.is_bgr = not preprocessor._channel_conversion
+        # Pictures are read as BGR by mmcv. The families have names of their own.
+        converts = ('_channel_conversion', 'channel_conversion')
+        self.is_bgr = not any(getattr(preprocessor, name, False) for name in converts)
+        if getattr(preprocessor, 'test_cfg', None):
+            raise UserError(
+                'Padding by data_preprocessor.test_cfg cannot be exported. Leave it out: '
+                '--cfg-options model.data_preprocessor.test_cfg=None'
+            )
         self.divisor = getattr(preprocessor, 'pad_size_divisor', 1)
         self.pad_value = float(getattr(preprocessor, 'pad_value', 0))
         self.normalises = preprocessor._enable_normalize

@@ -22,8 +22,10 @@ from mmfocal.models import FocalTransformer
 from .operators import translations
 from .plain import exportable
 
-# What PyTorch's exporter writes and ONNX Runtime reads; GELU is an operator from 20 on.
+# What PyTorch's exporter writes and ONNX Runtime 1.32 reads; GELU is an operator from 20 on. The
+# default is read by ONNX Runtime 1.23, the last for Python 3.10.
 OPSETS = range(20, 26)
+DEFAULT_OPSET = 23
 # Traced sizes decide nothing. These have several windows in every stage, since PyTorch takes a
 # side of one for a constant.
 TRACED_SHAPE = (2, 3, 512, 640)
@@ -90,12 +92,13 @@ def write_onnx(graph: Graph, path: str | os.PathLike, opset: int | None = None) 
     Args:
         graph: what is exported.
         path: of the file.
-        opset: from ``OPSETS[0]`` to the graph's newest, which is the default.
+        opset: from ``OPSETS[0]`` to the graph's newest; ``DEFAULT_OPSET`` or the graph's newest by
+            default.
 
     Raises:
         UserError: the opset is none of them, or a package is missing.
     """
-    opset = graph.newest_opset if opset is None else opset
+    opset = min(DEFAULT_OPSET, graph.newest_opset) if opset is None else opset
     if not OPSETS[0] <= opset <= graph.newest_opset:
         raise UserError(
             f'The opset must be one of {OPSETS[0]} to {graph.newest_opset}, got {opset}: ONNX '

@@ -40,11 +40,13 @@ SIZES = (
     (3, 57, 61),
 )
 # What rounding of float32 explains, with room. Maps and logits: relative to the largest value.
-# Detections: boxes in pixels, probabilities, the part of a mask's pixels, and the part of
-# detections that stand on one side alone, because their score or overlap is at a threshold.
-TOLERANCES = {'maps': 1e-4, 'boxes': 0.05, 'scores': 1e-4, 'masks': 0.01, 'unmatched': 0.01}
-# Detections of both sides are the same up to here: pixels and probability.
-SAME_BOX, SAME_SCORE = 1.0, 0.01
+# Detections: boxes in pixels, probabilities, and the part of pixels of all masks of an image.
+TOLERANCES = {'maps': 1e-4, 'boxes': 0.05, 'scores': 1e-4, 'masks': 0.01}
+# The part of detections that may stand on one side alone, because a score or an overlap is at a
+# threshold, or two scores are the same.
+UNMATCHED = 0.01
+# Detections of both sides are the same up to here: pixels, part of the longer side, probability.
+SAME_BOX, SAME_PART, SAME_SCORE = 1.0, 0.1, 0.01
 
 
 @dataclass
@@ -53,11 +55,13 @@ class Parity:
 
     Attributes:
         rows: of each image ``(B, H, W)``, the differences by name.
-        detections: that were compared, None for what is no detector.
+        detections: of both sides together, None for what is no detector.
+        unmatched: how many of them only one side has.
     """
 
     rows: list[tuple[tuple[int, int, int], dict[str, float]]] = field(default_factory=list)
     detections: int | None = None
+    unmatched: int = 0
 
     @property
     def worst(self) -> dict[str, float]:
@@ -74,6 +78,8 @@ class Parity:
         ]
         if self.detections == 0:
             wrong.append('nothing was detected in any image, so that nothing was compared')
+        elif self.detections and self.unmatched > UNMATCHED * self.detections:
+            wrong.append(f'{self.unmatched} of {self.detections} detections have no counterpart')
         return wrong
 
     def lines(self) -> Iterator[str]:
@@ -91,7 +97,6 @@ def compare(
     model: nn.Module,
     run: Callable[[Tensor], Sequence[np.ndarray]],
     sizes: Sequence[tuple[int, int, int]] = SIZES,
-    image_of: Callable[[int, int, int], Tensor] | None = None,
 ) -> Parity:
     """Compares an exported graph with the model that it came from.
 
@@ -100,20 +105,21 @@ def compare(
         model: the model or backbone, in evaluation mode.
         run: from an image to the outputs of the exported graph.
         sizes: batch, height and width of the images.
-        image_of: makes them; the graph itself by default.
 
     Raises:
         ValueError: an output has another shape than the model's.
     """
     parity = Parity(detections=0 if isinstance(graph, DetectorGraph) else None)
     for size in sizes:
-        image = (image_of or graph.image)(*size)
+        image = graph.image(*size)
         with torch.no_grad():
             expected = graph.expected(model, image)
         got = [np.asarray(output) for output in run(image)]
         if isinstance(graph, DetectorGraph):
-            row = _detections(got, [each.numpy() for each in expected], size)
-            parity.detections += len(expected[0])
+            right = [each.numpy() for each in expected]
+            row, matched = _detections(got, right, size)
+            parity.detections += len(got[0]) + len(right[0])
+            parity.unmatched += len(got[0]) + len(right[0]) - 2 * matched
         else:
             pairs = zip(graph.output_names, got, expected, strict=True)
             row = {name: relative_difference(*pair) for name, *pair in pairs}
@@ -139,18 +145,19 @@ def relative_difference(got: np.ndarray, expected: Tensor) -> float:
 
 def _detections(
     got: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: tuple[int, int, int]
-) -> dict[str, float]:
-    """Differences of detections that both sides have, and the part of others."""
+) -> tuple[dict[str, float], int]:
+    """Differences of detections that both sides have, and how many these are."""
     boxes, scores, labels, images = got[:4]
     right_boxes, right_scores, right_labels, right_images = expected[:4]
-    row = dict(boxes=0.0, scores=0.0, **({'masks': 0.0} if len(got) > 4 else {}))
+    row = dict(boxes=0.0, scores=0.0)
     free = np.ones(len(boxes), bool)
-    matched = 0
+    matched = pixels = others = 0
     for number, box in enumerate(right_boxes):
         off = np.abs(boxes - box).max(axis=1, initial=0)
         score_off = np.abs(scores - right_scores[number])
         same = free & (labels == right_labels[number]) & (images == right_images[number])
-        same &= (off < SAME_BOX) & (score_off < SAME_SCORE)
+        near = min(SAME_BOX, SAME_PART * (box[2:] - box[:2]).max())
+        same &= (off < near) & (score_off < SAME_SCORE)
         if not same.any():
             continue
         # In a small image all boxes are near to each other, and differ in their scores.
@@ -163,11 +170,11 @@ def _detections(
         if len(got) > 4:
             right = expected[4][number]
             ours = paste_masks(got[4][best : best + 1], boxes[best : best + 1], *size[1:])[0]
-            area = max(int((right | ours).sum()), 1)
-            row['masks'] = max(row['masks'], float((right != ours).sum()) / area)
-    total = len(right_boxes) + len(boxes)
-    row['unmatched'] = (total - 2 * matched) / max(total, 1)
-    return row
+            pixels += int((right | ours).sum())
+            others += int((right != ours).sum())
+    if len(got) > 4:
+        row['masks'] = others / max(pixels, 1)
+    return row, matched
 
 
 def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Any:
