@@ -283,9 +283,7 @@ class Regions(nn.Module):
             return boxes, scores, labels, images
         masks = self.segment(features, boxes, images)
         of_class = torch.zeros_like(labels) if self.mask_head.class_agnostic else labels
-        masks = masks.flatten(0, 1).index_select(
-            0, torch.arange(labels.shape[0], device=labels.device) * masks.shape[1] + of_class
-        )
+        masks = masks[torch.arange(labels.shape[0], device=labels.device), of_class]
         return boxes, scores, labels, images, masks.sigmoid()
 
 
@@ -294,7 +292,6 @@ class RegionHead(nn.Module):
 
     def __init__(self, extractor: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.head = head
         from mmcv.ops import RoIAlign
 
         layer = extractor.roi_layers[0]
@@ -303,7 +300,7 @@ class RegionHead(nn.Module):
                 f'Features of regions are exported from RoIAlign with aligned=True and means, got '
                 f'{layer}'
             )
-        self.extractor = extractor
+        self.head, self.extractor = head, extractor
         self.size, self.samples = layer.output_size, layer.sampling_ratio
         self.scales = [layer.spatial_scale for layer in extractor.roi_layers]
 
