@@ -48,6 +48,12 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='also write FILE.int8.onnx with weights of linear layers in 8 bits, and compare it',
     )
+    parser.add_argument(
+        '--picture',
+        type=Path,
+        metavar='FILE',
+        help='to compare on, resized to all sizes (default: drawn at random)',
+    )
     add_config_options(parser)
     args = parser.parse_args()
     by_suffix = {suffix: name for name, suffix in SUFFIXES.items()}
@@ -69,7 +75,14 @@ def main() -> int:
 
     from mmfocal.export import graph_of, write_onnx, write_torch
     from mmfocal.export.graphs import require_packages
-    from mmfocal.export.parity import compare, run_onnx, run_torch, spread_scores
+    from mmfocal.export.parity import (
+        SIZES,
+        compare,
+        resized_picture,
+        run_onnx,
+        run_torch,
+        spread_scores,
+    )
     from mmfocal.export.quantisation import write_int8
     from mmfocal.inference import Inferencer
     from mmfocal.inference.view import find_backbone, load_model
@@ -88,19 +101,22 @@ def main() -> int:
     graph = graph_of(model, args.what)
     if untrained:
         spread_scores(graph, model)
+    image_of = resized_picture(args.picture, graph) if args.picture else None
 
     if args.format == 'onnx':
         write_onnx(graph, args.out, args.opset)
     else:
         write_torch(graph, args.out)
     say_file(args.out)
-    parity = compare(graph, model, (run_onnx if args.format == 'onnx' else run_torch)(args.out))
+    run = (run_onnx if args.format == 'onnx' else run_torch)(args.out)
+    parity = compare(graph, model, run, SIZES, image_of)
     report('The file against the model', parity)
     if args.int8:
         int8 = args.out.with_suffix('.int8.onnx')
         write_int8(args.out, int8)
         say_file(int8)
-        report('The file of 8 bits against the model', compare(graph, model, run_onnx(int8)))
+        rough = compare(graph, model, run_onnx(int8), SIZES, image_of)
+        report('The file of 8 bits against the model', rough)
         print('\n8 bits are no rounding of float32: the task has to be evaluated with them.')
     if wrong := parity.beyond():
         print('\nNot equal: ' + '; '.join(wrong), file=sys.stderr)

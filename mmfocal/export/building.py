@@ -35,8 +35,8 @@ def graph_of(model: nn.Module, what: str = 'model') -> Graph:
     for layer in model.modules():
         if 'DeformConv' in type(layer).__name__:
             raise UserError(
-                f'{type(model).__name__} has deformable convolutions, which ONNX Runtime and '
-                f'PyTorch do not share. {_what_can()}'
+                f'{type(model).__name__} has deformable convolutions of mmcv, which cannot be '
+                f'exported. {_what_can()}'
             )
     # A model of a family has imported it.
     if 'mmdet' in sys.modules:

@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmfocal.datasets.checking import why_unreadable
+from mmfocal.errors import UserError
+
 from .detectors import DetectorGraph
 from .graphs import Graph
 from .masks import paste_masks
@@ -77,7 +80,7 @@ class Parity:
             if not worst <= TOLERANCES.get(name, TOLERANCES['maps'])
         ]
         if self.detections == 0:
-            wrong.append('nothing was detected in any image, so that nothing was compared')
+            wrong.append('nothing was detected in any image; give a --picture with objects')
         elif self.detections and self.unmatched > UNMATCHED * self.detections:
             wrong.append(f'{self.unmatched} of {self.detections} detections have no counterpart')
         return wrong
@@ -97,6 +100,7 @@ def compare(
     model: nn.Module,
     run: Callable[[Tensor], Sequence[np.ndarray]],
     sizes: Sequence[tuple[int, int, int]] = SIZES,
+    image_of: Callable[[int, int, int], Tensor] | None = None,
 ) -> Parity:
     """Compares an exported graph with the model that it came from.
 
@@ -105,13 +109,14 @@ def compare(
         model: the model or backbone, in evaluation mode.
         run: from an image to the outputs of the exported graph.
         sizes: batch, height and width of the images.
+        image_of: makes them, see :func:`resized_picture`; drawn by the graph itself by default.
 
     Raises:
         ValueError: an output has another shape than the model's.
     """
     parity = Parity(detections=0 if isinstance(graph, DetectorGraph) else None)
     for size in sizes:
-        image = graph.image(*size)
+        image = (image_of or graph.image)(*size)
         with torch.no_grad():
             expected = graph.expected(model, image)
         got = [np.asarray(output) for output in run(image)]
@@ -125,6 +130,32 @@ def compare(
             row = {name: relative_difference(*pair) for name, *pair in pairs}
         parity.rows.append((size, row))
     return parity
+
+
+def resized_picture(path: str | os.PathLike, graph: Graph) -> Callable[[int, int, int], Tensor]:
+    """From batch, height and width to a picture of that size, and the same flipped.
+
+    Args:
+        path: of the picture.
+        graph: whose input it becomes.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    import cv2
+
+    if reason := why_unreadable(os.fspath(path)):
+        raise UserError(f'{path} {reason}')
+    picture = cv2.imread(os.fspath(path))[:, :, ::-1]
+
+    def image(batch: int, height: int, width: int) -> Tensor:
+        resized = cv2.resize(np.ascontiguousarray(picture), (width, height))
+        upright = torch.from_numpy(resized).permute(2, 0, 1)
+        flips = (upright, upright.flip(2), upright.flip(1))
+        images = torch.stack([flips[number % 3] for number in range(batch)])
+        return images if graph.dtype == torch.uint8 else (images.float() - 127.5) / 60
+
+    return image
 
 
 def relative_difference(got: np.ndarray, expected: Tensor) -> float:
