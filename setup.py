@@ -65,6 +65,7 @@ setup(
         'onedl': pins('requirements/onedl.txt'),
         'triton': ['triton>=3.6'],
         'safetensors': ['safetensors'],
+        'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'dev': pins('requirements/dev.txt'),
     },
 )

@@ -583,5 +583,7 @@ def _holds_token(
     cells, sub_window = geometry.cells_per_window(level), geometry.sub_window_size(level)
     tokens = torch.arange(num_windows * cells * sub_window, device=device)
     place = tokens + geometry.trim(level, num_windows) + geometry.shift_size
-    real = place % (num_windows * geometry.window_size) < side
+    # A tensor: exporters to ONNX know no symbol as a divisor.
+    padded = torch.tensor(num_windows * geometry.window_size, device=device)
+    real = place % padded < side
     return real.view(-1, sub_window).any(dim=1)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocal import FocalTransformer
+from mmfocal.benchmark import serving
 from mmfocal.benchmark.cases import ParityError, attention_calls, check_models, check_parity
 from mmfocal.benchmark.measure import (
     GIVE_MEMORY_BACK,
@@ -24,7 +25,7 @@ from mmfocal.benchmark.measure import (
     interleaved,
     ratios,
 )
-from mmfocal.benchmark.parts import Report
+from mmfocal.benchmark.parts import Report, Settings
 from mmfocal.geometry import FocalGeometry
 from mmfocal.ops import attention, focal_attention
 from mmfocal.visualization.performance import draw_ratios
@@ -202,6 +203,27 @@ def test_quick_benchmark_from_end_to_end(tmp_path):
     for title in ('Inference', 'Training step', 'Memory of a training step', 'time and its limit'):
         assert title in files['md'].read_text() and title in done.stdout
     assert files['png'].read_bytes().startswith(b'\x89PNG')
+
+
+def test_serving_times_runtimes_in_turn_for_each_batch(monkeypatch):
+    def runtime(work):
+        return lambda image: [image.pow(2).sum() for _ in range(work * len(image))]
+
+    runtimes = {serving.EAGER: runtime(5), serving.ONNX: runtime(50)}
+    monkeypatch.setattr(serving, '_runtimes', lambda folder: runtimes)
+    report = Report()
+    settings = Settings({}, [(64, 96)], [], 1, 3, CPU, torch.float32, memory_of=None)
+    serving.time_serving(report, settings)
+    rows = report.data['serving']
+    assert [(row['batch'], row['runtime']) for row in rows] == [
+        (batch, name) for batch in serving.BATCHES for name in runtimes
+    ]
+    assert all(row['size'] == (64, 96) and len(row['seconds']) == 3 for row in rows)
+    cells = [line.split('|') for line in report.lines if line.startswith('| 64x96')]
+    ratios = [float(line[6].split()[0]) for line in cells]
+    assert ratios[0] == ratios[2] == 1 and min(ratios[1], ratios[3]) > 2
+    rate, latency = float(cells[3][5]), float(cells[3][4].split()[0])
+    assert rate == pytest.approx(4 / latency * 1e3, rel=0.05)
 
 
 def test_plot_of_interrupted_runs_shows_what_there_is():

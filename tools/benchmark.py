@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmfocal.benchmark.parts import Report
 
 PARTS = ('models', 'memory', 'op', 'growth', 'limits')
+SERVING = 'serving'  # on its own: it needs onnxruntime, and is of the CPU
 DTYPES = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
 FULL = dict(
     sizes=[(224, 224), (448, 448), (896, 896), (800, 1344)],
@@ -36,10 +37,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--parts',
         nargs='+',
-        choices=PARTS,
+        choices=(*PARTS, SERVING),
         default=list(PARTS),
         help='models: time of backbones; memory: what a training step adds; op: attention alone; '
-        'growth: time against pixels; limits: a training step operator by operator (default: all)',
+        'growth: time against pixels; limits: a training step operator by operator; serving: '
+        'PyTorch and ONNX Runtime on a CPU (default: all but serving)',
     )
     parser.add_argument(
         '--sizes',
@@ -110,6 +112,7 @@ def main() -> int:
     from mmfocal.benchmark.measure import GIVE_MEMORY_BACK, machine
     from mmfocal.benchmark.parts import PARTS, Report, Settings, memory_of_step
     from mmfocal.compat import CORE, check_versions
+    from mmfocal.errors import user_errors_without_trace
 
     try:
         check_versions((*CORE, 'mmdet'))
@@ -151,6 +154,14 @@ def main() -> int:
         dtype,
         memory_of,
     )
+    parts = dict(PARTS)
+    if SERVING in args.parts:
+        from mmfocal.benchmark.serving import time_serving
+        from mmfocal.export.graphs import require_packages
+
+        with user_errors_without_trace():
+            require_packages()
+        parts[SERVING] = time_serving
     try:
         check_parity(device, dtype)
         check_models(makers, device, dtype)
@@ -163,7 +174,10 @@ def main() -> int:
     report.say('', f'Batch {args.batch}, {args.dtype}, {args.runs} runs in turn: median (spread).')
     try:
         for part in args.parts:
-            PARTS[part](report, settings)
+            parts[part](report, settings)
+    except ParityError as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         report.say('', 'Interrupted: what follows was not measured.')
     finally:

@@ -102,7 +102,12 @@ def time_models(report: Report, settings: Settings) -> None:
             interleaved(calls, settings.runs, settings.device, seconds)
             against = ratios(seconds, YARDSTICK)
             for name, times in seconds.items():
-                yield [_size(size), name, _milliseconds(Spread.of(times)), _ratio(against[name])]
+                yield [
+                    size_text(size),
+                    name,
+                    milliseconds(Spread.of(times)),
+                    ratio_text(against[name]),
+                ]
 
     for mode in MODES:
         report.table(
@@ -120,7 +125,7 @@ def measure_memory(report: Report, settings: Settings) -> None:
             for name, value in added.items():
                 results.append(dict(size=size, model=name, bytes=value))
                 ratio = value / max(added[YARDSTICK], 1)
-                yield [_size(size), name, f'{value / 2**20:.0f} MB', f'{ratio:.2f}']
+                yield [size_text(size), name, f'{value / 2**20:.0f} MB', f'{ratio:.2f}']
 
     header = ['pixels', 'model', 'added at the peak', f'over {YARDSTICK}']
     report.table('Memory of a training step', header, rows())
@@ -152,10 +157,10 @@ def time_op(report: Report, settings: Settings) -> None:
             interleaved(calls, settings.runs, settings.device, seconds)
             against = ratios(seconds, 'reference')
             for name, times in seconds.items():
-                yield [str(stage), name, _milliseconds(Spread.of(times)), _ratio(against[name])]
+                yield [str(stage), name, milliseconds(Spread.of(times)), ratio_text(against[name])]
 
     for mode in MODES:
-        title = f'Focal attention alone, {mode}, {_size(size)}, detection windows'
+        title = f'Focal attention alone, {mode}, {size_text(size)}, detection windows'
         report.table(title, ['stage', 'backend', 'time', 'over reference'], rows(mode))
 
 
@@ -187,10 +192,10 @@ def measure_growth(report: Report, settings: Settings) -> None:
                 reached = [f'{1e9 * value:.0f}' for value in per_pixel]
                 yield [mode, name, *reached, f'{grown:.2f}', f'{exponent:.2f}']
 
-    compared = f'{_size(sizes[-1])} over {_size(sizes[base])}'
+    compared = f'{size_text(sizes[-1])} over {size_text(sizes[base])}'
     report.table(
         'Growth with the image: nanoseconds per pixel',
-        ['mode', 'model', *map(_size, sizes), compared, 'exponent'],
+        ['mode', 'model', *map(size_text, sizes), compared, 'exponent'],
         rows(),
     )
 
@@ -259,7 +264,7 @@ def compare_with_limits(report: Report, settings: Settings) -> None:
             if least[key] > 0
         ]
         header = ['operators', 'calls', 'time', 'share', 'GFLOP', 'GB', 'least time', 'over least']
-        report.table(f'{name}, training step, {_size(size)}: time and its limit', header, rows)
+        report.table(f'{name}, training step, {size_text(size)}: time and its limit', header, rows)
 
 
 PARTS: dict[str, Callable[[Report, Settings], None]] = {
@@ -275,14 +280,14 @@ def _step(model: nn.Module, image: Tensor, mode: str, settings: Settings) -> Cal
     return lambda: step(model, image, mode, settings.dtype)
 
 
-def _size(size: Size) -> str:
+def size_text(size: Size) -> str:
     return 'x'.join(map(str, size))
 
 
-def _milliseconds(spread: Spread) -> str:
+def milliseconds(spread: Spread) -> str:
     least, most = (f'{1e3 * value:.0f}' for value in (spread.least, spread.most))
     return f'{1e3 * spread.median:.1f} ms ({least} to {most})'
 
 
-def _ratio(spread: Spread) -> str:
+def ratio_text(spread: Spread) -> str:
     return f'{spread.median:.2f} ({spread.least:.2f} to {spread.most:.2f})'
