@@ -67,8 +67,6 @@ def _runtimes(folder: Path) -> dict[str, Callable[[Tensor], Sequence]]:
     Raises:
         ParityError: the exported backbone does not compute what the backbone does.
     """
-    # Blocks share the limit of graphs, and batches of one have graphs of their own.
-    torch._dynamo.config.recompile_limit = 64
     model = focal_tiny(DETECTION, 'auto').eval()
     compiled = focal_tiny(DETECTION, 'auto', compiled=True).eval()
     compiled.load_state_dict(model.state_dict())
