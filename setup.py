@@ -51,12 +51,20 @@ setup(
                 '.mim/tools/*.sbatch',
             ),
             '.mim/model-index.yml',
+            'analysis/*.jinja',
         ]
     },
     entry_points={'console_scripts': ['mmfocal = mmfocal.__main__:main']},
     python_requires='>=3.10,<3.13',
     # torch and one of two stacks with the same import names: which one is the user's choice.
-    install_requires=['torch>=2.6', 'numpy', 'opencv-python', 'pycocotools', 'matplotlib'],
+    install_requires=[
+        'torch>=2.6',
+        'numpy',
+        'opencv-python',
+        'pycocotools',
+        'matplotlib',
+        'jinja2',
+    ],
     extras_require={
         'mmdet': [*engine, official['mmdet']],
         'mmseg': [*engine, official['mmsegmentation'], official['ftfy'], official['regex']],

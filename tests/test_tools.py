@@ -173,6 +173,19 @@ def test_testing_writes_metrics_predictions_and_pictures(detector):
     assert len(list(pictures.glob('*'))) == 4
 
 
+def test_analysis_runs_the_model_and_shows_its_curves(detector):
+    config, work_dir = detector
+    options = ('--out', 'analysis', '--images', 1, '--score-thr', 0.0)
+    output = run_tool(
+        *('analyze_results.py', config, work_dir, *options, '--cfg-options'),
+        'model.test_cfg.rcnn.score_thr=0.0',
+        cwd=work_dir.parent,
+    )
+    assert 'mask AP50' in output and 'missed' in output
+    page = (work_dir.parent / 'analysis/report.html').read_text()
+    assert 'alt="Losses, metrics and learning rate' in page and page.count('data:image/') >= 3
+
+
 def test_segmenter_trains_and_tests(folder, detector):
     config = folder / 'segmenter.py'
     config.write_text(SEGMENTER.format(data=folder / 'shapes'))

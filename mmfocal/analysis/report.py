@@ -1,0 +1,202 @@
+"""The report: one HTML file that needs nothing else, and the same numbers as JSON."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+
+SIDE = 480  # of pictures in the report, at most, in pixels
+
+
+@dataclass
+class Table:
+    """A table of the report.
+
+    Attributes:
+        title: what it shows.
+        header: of the columns; the first column names the row.
+        rows: str, int for counts, float for shares from 0 to 1, None for what does not exist.
+        bars: columns of shares that are drawn as bars, too.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    bars: Sequence[str] = ()
+
+
+@dataclass
+class Confusion:
+    """Which class is taken for which.
+
+    Attributes:
+        labels: of rows, which are true, and of columns, which are predicted.
+        counts: by row and column.
+        note: what is counted.
+    """
+
+    labels: Sequence[str]
+    counts: Sequence[Sequence[int]]
+    note: str
+
+    def shares(self) -> list[list[float]]:
+        """Of each row, 0 where it is empty."""
+        return [[count / max(sum(row), 1) for count in row] for row in self.counts]
+
+
+@dataclass
+class Example:
+    """An image with the truth and with what was predicted.
+
+    Attributes:
+        name: of the file.
+        score: from 0 to 1, by which images are ranked.
+        text: what is behind it.
+        truth: ``(H, W, 3)`` of uint8, BGR.
+        found: likewise.
+    """
+
+    name: str
+    score: float
+    text: str
+    truth: np.ndarray
+    found: np.ndarray
+
+
+@dataclass
+class Report:
+    """What is known of a model's predictions on a test set.
+
+    Attributes:
+        summary: names and values.
+        tables: all tables.
+        confusion: of classes.
+        measure: by which images are ranked.
+        worst: images, the worst first.
+        best: images, the best first.
+        facts: where it comes from, names and values.
+        curves: path of a picture of the run's curves, None for none.
+    """
+
+    summary: list[tuple[str, str]]
+    tables: list[Table]
+    confusion: Confusion
+    measure: str
+    worst: list[Example] = field(default_factory=list)
+    best: list[Example] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    curves: Path | None = None
+
+    def as_numbers(self) -> dict[str, Any]:
+        """All but the pictures, for JSON."""
+
+        def ranked(pictures: Sequence[Example]) -> list[dict]:
+            return [dict(name=each.name, score=each.score, text=each.text) for each in pictures]
+
+        return dict(
+            facts=dict(self.facts),
+            summary=dict(self.summary),
+            tables={
+                each.title: [dict(zip(each.header, row, strict=True)) for row in each.rows]
+                for each in self.tables
+            },
+            confusion=dict(labels=list(self.confusion.labels), counts=self.confusion.counts),
+            measure=self.measure,
+            worst=ranked(self.worst),
+            best=ranked(self.best),
+        )
+
+
+def percent(value: float) -> str:
+    """0.1234 as '12.3 %'."""
+    return f'{100 * value:.1f} %'
+
+
+def enlarged(array: np.ndarray) -> np.ndarray:
+    """A small picture or map with its pixels repeated, so that texts on it are small.
+
+    Args:
+        array: ``(H, W)`` or ``(H, W, C)``.
+    """
+    factor = max(1, SIDE // max(array.shape[:2]))
+    return array.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def write_report(report: Report, folder: str | Path, title: str) -> Path:
+    """Writes ``report.html`` and ``report.json``.
+
+    Args:
+        report: what to write.
+        folder: made if it is not there.
+        title: of the page.
+
+    Returns:
+        The path of the page.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        # Names of classes and files come from others.
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(cell=_cell, key=_key, picture=_picture, file=_file)
+    page = environment.get_template('report.html.jinja').render(report=report, title=title)
+    path = folder / 'report.html'
+    path.write_text(page, encoding='utf-8')
+    numbers = json.dumps(report.as_numbers(), indent=1, default=float)
+    (folder / 'report.json').write_text(numbers + '\n', encoding='utf-8')
+    return path
+
+
+def text_table(table: Table) -> str:
+    """A table for the terminal."""
+    cells = [list(table.header), *([_cell(value) for value in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        first, *others = zip(row, widths, strict=True)
+        line = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        lines.append('  '.join(line).rstrip())
+    return '\n'.join([html.unescape(table.title), *lines])
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return '–'
+    if isinstance(value, (float, np.floating)):
+        return f'{100 * value:.1f}'
+    return f'{value:,}' if isinstance(value, (int, np.integer)) else str(value)
+
+
+def _key(value: Any) -> str:
+    """By which a cell is sorted; what does not exist comes last."""
+    return '-1' if value is None else str(value)
+
+
+def _picture(image: np.ndarray) -> str:
+    scale = min(1.0, SIDE / max(image.shape[:2]))
+    if scale < 1:
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return _uri(data.tobytes(), 'image/jpeg')
+
+
+def _file(path: Path) -> str:
+    return _uri(path.read_bytes(), 'image/png')
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f'data:{kind};base64,{base64.b64encode(data).decode()}'

@@ -1,0 +1,293 @@
+"""Reports: numbers against hand-made cases and pycocotools, and the page in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine.config import Config
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mmfocal.analysis import analyze_detections, analyze_segmentations, write_report
+from mmfocal.analysis.detection import judge
+from mmfocal.analysis.report import text_table
+from mmfocal.analysis.running import analyze
+from mmfocal.analysis.segmentation import count_pixels, intersection_over_union
+from mmfocal.errors import UserError
+
+HOSTILE = '<script>alert(1)</script>"\'&'
+
+
+def thing(box, category=1, score=None, **others):
+    return dict(bbox=box, category_id=category, **others) | (
+        {} if score is None else {'score': score}
+    )
+
+
+def test_every_kind_of_mistake_once():
+    truths = [
+        thing([0, 0, 10, 10]),
+        thing([20, 0, 10, 10], 2),
+        thing([40, 0, 10, 10]),
+        thing([60, 0, 10, 10], 2),
+        thing([0, 50, 50, 50], iscrowd=1),
+    ]
+    found = [
+        thing([0, 0, 10, 10], score=0.9),
+        thing([0, 0, 10, 9], score=0.8),  # the same object again
+        thing([20, 0, 10, 10], score=0.7),  # of class 2
+        thing([46, 0, 10, 10], score=0.6),  # IoU 4 / 16
+        thing([80, 80, 10, 10], score=0.5),
+        thing([10, 60, 10, 10], score=0.4),  # inside of a crowd
+    ]
+    outcome = judge(truths, found, 0.5)
+    assert outcome.counts == {
+        'correct': 1,
+        'duplicate': 1,
+        'wrong class': 1,
+        'poorly located': 1,
+        'background': 1,
+        'missed': 3,
+    }
+    assert outcome.f1 == 2 / (2 + 7)
+    assert outcome.by_class[2, 'missed'] == 2 and outcome.by_class[1, 'missed'] == 1
+    assert outcome.pairs == {
+        (1, 1): 1,
+        (2, 1): 1,
+        (1, None): 1,
+        (2, None): 1,
+        (None, 1): 3,  # the duplicate, the poorly located one, and background
+    }
+    assert judge([], [], 0.5).f1 is None
+    assert judge(truths[:1], [], 0.5).f1 == 0.0
+
+
+def test_the_best_fit_is_taken_and_the_higher_score_first():
+    truths = [thing([0, 0, 10, 10]), thing([2, 0, 10, 10])]
+    found = [thing([2, 0, 10, 10], score=0.4), thing([1, 0, 10, 10], score=0.9)]
+    # The one between both fits either; the other still finds one.
+    assert judge(truths, found, 0.5).counts == {'correct': 2}
+    assert judge(truths, found, 0.9).counts == {'correct': 1, 'poorly located': 1, 'missed': 1}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Annotations of four images, boxes that miss them more or less, and hostile names."""
+    rng = np.random.default_rng(0)
+    images, annotations, detections = [], [], []
+    for i in range(4):
+        name = f'{"<b>" if i == 0 else ""}{i}.png'
+        images.append(dict(id=i + 5, file_name=name, height=60, width=80))
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))
+        for _ in range(3):
+            x, y, w, h = (int(value) for value in rng.integers(5, 30, 4))
+            category = int(rng.integers(1, 3))
+            polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=i + 5,
+                    iscrowd=0,
+                    area=w * h,
+                    segmentation=polygon,
+                    **thing([x, y, w, h], category),
+                )
+            )
+            moved = [x + int(rng.integers(-6, 6)), y, w, h]
+            detections.append(
+                dict(image_id=i + 5, **thing(moved, int(rng.integers(1, 3)), float(rng.random())))
+            )
+    categories = [dict(id=1, name=HOSTILE), dict(id=2, name='cat')]
+    truth = dict(images=images, annotations=annotations, categories=categories)
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    (tmp_path / 'found.bbox.json').write_text(json.dumps(detections))
+    return tmp_path
+
+
+def report_of(data, **options):
+    predictions = dict(bbox=data / 'found.bbox.json')
+    return analyze_detections(data / 'truth.json', data, predictions, **options)
+
+
+def test_average_precision_is_that_of_pycocotools(data):
+    report = report_of(data, images=2)
+    with redirect_stdout(None):
+        truth = COCO(str(data / 'truth.json'))
+        evaluation = COCOeval(truth, truth.loadRes(str(data / 'found.bbox.json')), 'bbox')
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    rows = report.tables[0].rows
+    assert [row[0] for row in rows] == [HOSTILE, 'cat']
+    for column, index in ((2, 0), (3, 1), (4, 2)):
+        assert np.mean([row[column] for row in rows]) == pytest.approx(evaluation.stats[index])
+    assert 0 < evaluation.stats[0] < 1
+    assert sum(row[1] for row in rows) == 12
+    # Kinds of mistakes and confusions count the same detections.
+    mistakes = {row[0]: row[1] for row in report.tables[1].rows}
+    shown = sum(
+        each['score'] >= 0.3 for each in json.loads((data / 'found.bbox.json').read_text())
+    )
+    assert sum(mistakes.values()) - mistakes['missed'] == shown
+    assert mistakes['correct'] + mistakes['missed'] == 12
+    counts = np.array(report.confusion.counts)
+    assert counts[:, :-1].sum() == shown and counts[:-1].sum() == 12
+    assert [each.score for each in report.worst] == sorted(each.score for each in report.worst)
+    assert len(report.worst) == 2 and report.worst[0].score <= report.worst[1].score
+
+
+def test_nothing_found_is_a_report_too(data):
+    (data / 'found.bbox.json').write_text('[]')
+    report = report_of(data)
+    assert dict(report.summary)['box AP'] == '0.0 %'
+    assert {row[0]: row[1] for row in report.tables[1].rows}['missed'] == 12
+
+
+def test_what_does_not_belong_together_is_told(data):
+    detections = json.loads((data / 'found.bbox.json').read_text())
+    (data / 'found.bbox.json').write_text(json.dumps([dict(detections[0], image_id=99)]))
+    with pytest.raises(UserError, match=r'for images such as 99, which .*truth\.json does not'):
+        report_of(data)
+    (data / 'found.bbox.json').write_text(json.dumps([dict(detections[0], category_id=9)]))
+    with pytest.raises(UserError, match='for classes such as 9'):
+        report_of(data)
+    truth = json.loads((data / 'truth.json').read_text())
+    (data / 'truth.json').write_text(json.dumps(dict(truth, annotations=[])))
+    with pytest.raises(UserError, match='has no annotations, so there is nothing'):
+        report_of(data)
+    with pytest.raises(UserError, match=r'is of mmpretrain\. Detectors and segmenters'):
+        analyze(Config(dict(default_scope='mmpretrain')), data / 'found.json', images=2)
+
+
+def test_pixels_by_hand(tmp_path):
+    truth = np.array([[0, 0, 1], [1, 2, 255]], dtype=np.uint8)
+    found = np.array([[0, 1, 1], [1, 0, 2]], dtype=np.uint8)
+    counts = count_pixels(truth, found, 3)
+    assert counts.tolist() == [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
+    np.testing.assert_allclose(intersection_over_union(counts), [1 / 3, 2 / 3, 0])
+
+    cv2.imwrite(str(tmp_path / 'a.jpg'), np.zeros((2, 3, 3), np.uint8))
+    (tmp_path / 'labels').mkdir()
+    cv2.imwrite(str(tmp_path / 'labels/a.png'), found + 1)
+    options = dict(classes=['x', 'y', 'z'], first_label=1)
+    report = analyze_segmentations(
+        [(tmp_path / 'a.jpg', lambda: truth)], tmp_path / 'labels', **options
+    )
+    assert dict(report.summary)['mIoU'] == '33.3 %'
+    assert report.tables[0].rows[1] == ['y', 0.4, pytest.approx(2 / 3), 1.0, pytest.approx(2 / 3)]
+    assert report.worst[0].score == pytest.approx(1 / 3) and not report.best
+    with pytest.raises(UserError, match=r'expected a predicted label map of \(4, 3\)'):
+        analyze_segmentations(
+            [(tmp_path / 'a.jpg', lambda: np.zeros((4, 3)))], tmp_path / 'labels', **options
+        )
+    with pytest.raises(UserError, match=r'There is no label map .*b\.png'):
+        analyze_segmentations(
+            [(tmp_path / 'b.jpg', lambda: truth)], tmp_path / 'labels', **options
+        )
+
+
+def test_names_of_others_are_text_on_the_page(data):
+    page = write_report(report_of(data), data / 'out', f'Title {HOSTILE}').read_text()
+    assert HOSTILE not in page and '<b>0.png' not in page
+    assert '&lt;script&gt;alert(1)&lt;/script&gt;' in page and '&lt;b&gt;0.png' in page
+    assert not re.search(r'(src|href)="(?!data:)', page), 'the page needs other files'
+    numbers = json.loads((data / 'out/report.json').read_text())
+    assert numbers['tables']['Classes'][0]['class'] == HOSTILE
+    assert HOSTILE in text_table(report_of(data).tables[0])
+
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
+PROBE = """
+<script>
+window.errors = [];
+window.addEventListener('error', event => window.errors.push(String(event.message)));
+document.addEventListener(
+  'securitypolicyviolation', event => window.errors.push(event.blockedURI));
+window.addEventListener('load', () => {
+  const order = () => [...document.querySelectorAll('table.sortable')[1].tBodies[0].rows]
+    .map(row => row.children[1].textContent);
+  document.querySelectorAll('table.sortable')[1].querySelectorAll('button')[1].click();
+  const sorted = order();
+  const pictures = [...document.querySelectorAll('main img')];
+  document.querySelector('.pair button').click();
+  document.body.dataset.seen = JSON.stringify({
+    errors: window.errors,
+    requests: performance.getEntriesByType('resource').map(each => each.name)
+      .filter(name => !name.startsWith('data:')),
+    pictures: pictures.map(each => each.naturalWidth),
+    sorted,
+    dialog: document.querySelector('dialog').open,
+    wide: document.documentElement.scrollWidth > window.innerWidth,
+    bold: document.querySelectorAll('main b, main script').length,
+  });
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(
+    not CHROMIUM and not os.environ.get('MMFOCAL_REQUIRE_BROWSER'), reason='there is no Chromium'
+)
+@pytest.mark.parametrize('width', [1400, 500])
+def test_page_works_in_a_browser(data, width):
+    report = report_of(data, images=3)
+    page = write_report(report, data / 'out', 'A report')
+    # The same page, with a script in front that looks at it.
+    page.write_text(page.read_text().replace('<style>', PROBE + '<style>', 1))
+    command = [
+        *(CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic'),
+        *('--no-first-run', '--disable-background-networking', '--disable-component-update'),
+        *('--disable-sync', f'--user-data-dir={data / "profile"}', f'--window-size={width},1200'),
+    ]
+    done = subprocess.run(
+        [*command, '--dump-dom', '--virtual-time-budget=5000', page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    seen = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert seen, done.stderr[-2000:]
+    seen = json.loads(seen[1].replace('&quot;', '"'))
+    assert seen['errors'] == [] and seen['requests'] == []
+    assert len(seen['pictures']) == 2 * (3 + 1) and min(seen['pictures']) > 100
+    numbers = [int(number) for number in seen['sorted']]
+    assert numbers == sorted(numbers, reverse=True)
+    assert seen['dialog'] and not seen['wide']
+
+    shot = data / 'shot.png'
+    subprocess.run([*command, f'--screenshot={shot}', page.as_uri()], check=True, timeout=120)
+    pixels = cv2.imread(str(shot))
+    assert pixels.shape[1] == width and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500
+
+
+def test_tool_from_predictions_of_a_test(data):
+    (data / 'config.py').write_text(f"""
+default_scope = 'mmdet'
+test_dataloader = dict(dataset=dict(
+    type='CocoDataset', data_root='{data}', ann_file='truth.json', data_prefix=dict(img=''),
+    metainfo=dict(classes=({HOSTILE!r}, 'cat'))))
+test_evaluator = dict(type='CocoMetric', ann_file='{data}/truth.json')
+""")
+    (data / 'c.pth').touch()
+    tool = Path(__file__).parents[1] / 'tools/analyze_results.py'
+    done = subprocess.run(
+        [
+            *(sys.executable, tool, 'config.py', 'c.pth', '--predictions', 'found.json'),
+            *('--out', 'report', '--images', '2', '--score-thr', '0.1'),
+        ],
+        cwd=data,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'poorly located' in done.stdout and 'Wrote report/report.html' in done.stdout
+    numbers = json.loads((data / 'report/report.json').read_text())
+    assert numbers['facts']['config'] == 'config.py' and len(numbers['worst']) == 2
