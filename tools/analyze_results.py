@@ -16,7 +16,7 @@ from _startup import add_common_options, check_installation, light_imports
 check_installation()
 with light_imports():
     from mmfocal.engine import check_data, load_config
-    from mmfocal.errors import user_errors_without_trace
+    from mmfocal.errors import is_first_process, user_errors_without_trace
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,6 +66,9 @@ def main() -> None:
     predictions = Path(args.predictions or out / 'predictions.json')
     if args.predictions is None:
         predict(cfg, args.checkpoint, predictions, args.launcher)
+        settings.leave_group()
+    if not is_first_process():
+        return
     report = analyze(
         cfg,
         predictions,

@@ -65,6 +65,7 @@ def main() -> None:
         metrics = runner.test()
     if args.out:
         write_metrics(args.out, metrics, args.config, args.checkpoint)
+    settings.leave_group()
 
 
 if __name__ == '__main__':

@@ -119,6 +119,7 @@ def main() -> None:
     runner = settings.build_runner(cfg)
     with live_progress(runner):
         runner.train()
+    settings.leave_group()
 
 
 if __name__ == '__main__':

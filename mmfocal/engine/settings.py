@@ -89,6 +89,17 @@ def set_launcher(cfg: Config, launcher: str, strategy: str | None = None) -> Non
         init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
 
 
+def leave_group() -> None:
+    """Ends a distributed run for all its processes together.
+
+    One that ends while others still talk to it takes them for lost, or they it, and the job fails
+    behind its last step.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _check_sharding(cfg: Config) -> None:
     reason = None
     if cfg.launcher == 'none':

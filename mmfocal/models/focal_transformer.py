@@ -643,11 +643,9 @@ def _has_ring(expand_layer: str, block: int) -> bool:
 
 
 @lru_cache
-def _only_one(
-    geometry: type[WindowGeometry], settings: tuple[tuple[str, int | str], ...]
-) -> WindowGeometry:
-    """One object for equal settings: torch.compile tells graphs apart by identity."""
-    return geometry(**dict(settings))
+def _only_one(geometry: WindowGeometry) -> WindowGeometry:
+    """One object for equal ones: torch.compile tells graphs apart by identity."""
+    return geometry
 
 
 def geometry_of_stage(
@@ -658,7 +656,7 @@ def geometry_of_stage(
 ) -> WindowGeometry:
     """The geometry of a stage; its errors name the backbone's argument."""
     try:
-        return _only_one(geometry, tuple(settings.items()))
+        return _only_one(geometry(**settings))
     except (TypeError, ValueError) as error:
         name, _, rest = str(error).partition(' ')
         message = f'{ARGUMENT_OF.get(name, name)} {rest}'
