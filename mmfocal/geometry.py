@@ -26,8 +26,8 @@ from torch import Tensor
 BORDERS = ('wrap', 'mask')
 
 # Tables kept at once, over all settings, map sizes and devices. The four stages of one image of
-# 800x1344 pixels take 11 MB with the lists of readers, and 4 MB more for Triton's kernels, so this
-# bounds the cache at about 240 MB in multi-scale training.
+# 800x1344 pixels take 11 MB with the lists of readers, so this bounds the cache at about 180 MB in
+# multi-scale training. Triton's kernels have a cache of their own.
 MAX_CACHED_TABLES = 64
 
 

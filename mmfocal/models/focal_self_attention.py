@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from mmfocal.closest_keys import ClosestGeometry
 from mmfocal.geometry import FocalKeys, WindowGeometry
-from mmfocal.ops import check_backend, focal_attention
+from mmfocal.ops import (
+    check_backend,
+    focal_attention,
+    focal_tokens,
+    pools_whole_windows,
+    serves,
+)
 
 from .pooling import FocalPooling
 from .position_bias import CoordinatePositionBias, FocalPositionBias
@@ -59,10 +65,11 @@ class FocalSelfAttention(BaseModule):
             FocalPooling(geometry, level, pool_method, embed_dims)
             for level in range(1, geometry.focal_level)
         )
+        self._pools_plainly = pool_method == 'fc' and pools_whole_windows(geometry)
         if isinstance(geometry, ClosestGeometry):
             self.position_bias = CoordinatePositionBias(geometry, num_heads, self.head_dims)
         else:
-            self.position_bias = FocalPositionBias(geometry, num_heads)
+            self.position_bias = FocalPositionBias(geometry, num_heads, backend)
         self.qkv = nn.Linear(embed_dims, embed_dims * 3, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -79,10 +86,7 @@ class FocalSelfAttention(BaseModule):
         """
         batch, height, width, channels = x.shape
         padded_height, padded_width = keys.padded_size
-        if (padded_height, padded_width) != (height, width):  # F.pad copies in any case
-            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-        tokens = torch.cat([level.flatten(1, 2) for level in (x, *self._pool(x, keys))], dim=1)
-
+        tokens = self._tokens(x, keys)
         out = focal_attention(
             self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dims)),
             keys,
@@ -93,6 +97,20 @@ class FocalSelfAttention(BaseModule):
         )
         out = out.reshape(batch, padded_height, padded_width, channels)[:, :height, :width]
         return self.proj_drop(self.proj(out))
+
+    def _tokens(self, x: Tensor, keys: FocalKeys) -> Tensor:
+        """The padded map and its pooled maps, ``(B, L, C)``, in one kernel where there is one."""
+        # What compiles makes as few kernels of what is below.
+        compiling = torch.compiler.is_compiling()
+        if self._pools_plainly and not compiling and serves(self.backend, x.device, x.dtype):
+            (pool,) = self.pools
+            if not (pool._forward_hooks or pool._forward_pre_hooks):  # which want to see it called
+                return focal_tokens(x, keys, pool.weight, pool.bias)
+        height, width = x.shape[1:3]
+        padded_height, padded_width = keys.padded_size
+        if (padded_height, padded_width) != (height, width):  # F.pad copies in any case
+            x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
+        return torch.cat([level.flatten(1, 2) for level in (x, *self._pool(x, keys))], dim=1)
 
     def _pool(self, x: Tensor, keys: FocalKeys) -> list[Tensor]:
         """Pooled maps of all levels, on the moved grid of a shifted window."""

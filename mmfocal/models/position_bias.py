@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmfocal.closest_keys import ClosestGeometry, ClosestKeys
 from mmfocal.geometry import FocalGeometry, FocalKeys
+from mmfocal.ops import relative_position_index, serves, table_bias
 
 
 class FocalPositionBias(BaseModule):
@@ -35,13 +36,19 @@ class FocalPositionBias(BaseModule):
     Args:
         geometry: settings of the attention.
         num_heads: number of heads ``nH``.
+        backend: of attention, which says whether the bias may be made by a kernel.
         init_cfg: as in mmengine.
     """
 
     def __init__(
-        self, geometry: FocalGeometry, num_heads: int, init_cfg: dict | list | None = None
+        self,
+        geometry: FocalGeometry,
+        num_heads: int,
+        backend: str = 'auto',
+        init_cfg: dict | list | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        self.geometry, self.backend = geometry, backend
         window = geometry.window_size
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window - 1) ** 2, num_heads)
@@ -83,14 +90,25 @@ class FocalPositionBias(BaseModule):
         Returns:
             float ``(nH, Wh * Ww, N)``, in the precision of the tables.
         """
-        window = self.relative_position_bias_table[self.relative_position_index]
-        sources = [window.permute(2, 0, 1)]
+        tables = [self.relative_position_bias_table]
         if self.relative_position_bias_table_to_neighbors is not None:
-            ring = self.relative_position_bias_table_to_neighbors[0]
+            tables.append(self.relative_position_bias_table_to_neighbors)
+        tables += self.relative_position_bias_table_to_windows
+        device, dtype = tables[0].device, tables[0].dtype
+        if serves(self.backend, device, dtype):
+            return table_bias(tables, self.geometry)
+        return self._gathered(tables)
+
+    def _gathered(self, tables: list[Tensor]) -> Tensor:
+        """The bias by operators of PyTorch."""
+        window, *tables = tables
+        sources = [window[self.relative_position_index].permute(2, 0, 1)]
+        if self.relative_position_bias_table_to_neighbors is not None:
+            (ring,), *tables = tables
             sources.append(ring[..., self.listed_once])
             if self.any_listed_twice:
                 sources.append(torch.logaddexp(*ring[..., self.listed_twice].unbind(-2)))
-        for level, table in enumerate(self.relative_position_bias_table_to_windows, start=1):
+        for level, table in enumerate(tables, start=1):
             sources.append(table[:, getattr(self, f'relative_position_index_{level}')])
         return torch.cat(sources, dim=-1)
 
@@ -175,21 +193,3 @@ def _for_each_query(linear: nn.Linear, x: Tensor) -> Tensor:
     if torch.compiler.is_compiling():  # whose batched products need a known number of columns
         return linear(x)
     return x.bmm(linear.weight.T.expand(len(x), -1, -1)) + linear.bias
-
-
-def relative_position_index(query_side: int, key_side: int) -> Tensor:
-    """Index of each pair's relative position in a table of all relative positions.
-
-    Args:
-        query_side: side of the square of queries.
-        key_side: side of the square of keys. A table has ``query_side + key_side - 1`` rows and
-            as many columns, from the key that is furthest behind the query to the one that is
-            furthest ahead of it.
-
-    Returns:
-        int64 ``(query_side ** 2, key_side ** 2)``.
-    """
-    query, key = torch.arange(query_side), torch.arange(key_side)
-    relative = query[:, None] - key[None, :] + key_side - 1  # (query_side, key_side)
-    rows = relative[:, None, :, None] * (query_side + key_side - 1)
-    return (rows + relative[None, :, None, :]).reshape(query_side**2, key_side**2)

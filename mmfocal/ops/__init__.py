@@ -1,5 +1,18 @@
-"""Focal attention as one op with several backends."""
+"""Focal attention as one op with several backends, and what surrounds it on kernels."""
 
 from .attention import available_backends, check_backend, focal_attention, why_not
+from .table_bias import relative_position_index, table_bias
+from .tokens import focal_tokens, pools_whole_windows
+from .triton import serves
 
-__all__ = ['available_backends', 'check_backend', 'focal_attention', 'why_not']
+__all__ = [
+    'available_backends',
+    'check_backend',
+    'focal_attention',
+    'focal_tokens',
+    'pools_whole_windows',
+    'relative_position_index',
+    'serves',
+    'table_bias',
+    'why_not',
+]

@@ -22,6 +22,7 @@ from mmfocal.closest_keys import ClosestGeometry, ClosestKeys
 from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
 
 from . import gather_sdpa, triton
+from .eager import runs_eagerly
 from .reference import focal_attention_reference
 
 
@@ -31,24 +32,25 @@ class Backend(NamedTuple):
     Attributes:
         why_not: from device, dtype and head dim to the reason for which it cannot run, None if it
             can.
-        forward: ``(qkv, keys, bias, scale)`` to the output, and to the log-sum-exps if backward
-            wants them, else an empty tensor.
-        empty_lse: ``(qkv, keys)`` to a tensor of the shape and dtype of those log-sum-exps.
-        backward: ``(grad_out, qkv, keys, bias, out, lse, scale, bias_needs_grad)`` to the
-            gradients of ``qkv`` and ``bias``.
+        forward: ``(qkv, keys, bias, scale)`` to the output and two tensors that are kept for
+            backward: log-sum-exps of the scores, and the bias as it is read; empty ones if
+            backward does without.
+        empty_kept: ``(qkv, keys, bias)`` to tensors of the shapes and dtypes of these two.
+        backward: ``(grad_out, qkv, keys, bias, out, lse, prepared_bias, scale, bias_needs_grad)``
+            to the gradients of ``qkv`` and ``bias``.
     """
 
     why_not: Callable[[torch.device, torch.dtype, int], str | None]
-    forward: Callable[..., tuple[Tensor, Tensor]]
-    empty_lse: Callable[..., Tensor]
+    forward: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    empty_kept: Callable[..., tuple[Tensor, Tensor]]
     backward: Callable[..., tuple[Tensor, Tensor]]
 
 
 # Fastest first: 'auto' takes the first that does not decline, and the reference behind them all.
 FUSED = {
-    'triton': Backend(triton.why_not, triton.forward, triton.empty_lse, triton.backward),
+    'triton': Backend(triton.why_not, triton.forward, triton.empty_kept, triton.backward),
     'gather_sdpa': Backend(
-        gather_sdpa.why_not, gather_sdpa.forward, gather_sdpa.empty_lse, gather_sdpa.backward
+        gather_sdpa.why_not, gather_sdpa.forward, gather_sdpa.empty_kept, gather_sdpa.backward
     ),
 }
 REFERENCE = 'reference'
@@ -107,8 +109,8 @@ def focal_attention(
 
     All backends sum and take the softmax in float32 at least. ``reference`` is these lines in
     PyTorch and keeps all scores for the backward pass. The fused backends keep their arguments,
-    their output and at most one float32 number for each query and head, and compute the weights
-    again in the backward pass. Their results are the same in every run. They are differentiable
+    their output, and at most one float32 number for each query and head and the bias once more,
+    and compute the weights again in the backward pass. Their results are the same in every run. They are differentiable
     once, and decline dropout, which they could not repeat in the backward pass. Under autocast
     ``qkv`` is cast to its dtype and ``bias`` is left as it is.
 
@@ -143,8 +145,64 @@ def focal_attention(
     backend = _choose(backend, qkv.device, qkv.dtype, head_dim, drops)
     if backend == REFERENCE:
         return focal_attention_reference(qkv, keys, bias, scale, dropout_p)
+    if runs_eagerly(qkv, bias):
+        device = qkv.device.type
+        if device == 'meta' or not torch.is_autocast_enabled(device):
+            return _FocalAttention.apply(qkv, bias, keys, scale, backend)
+        # `qkv` alone is cast: a bias in lower precision would be lost among the scores.
+        qkv = qkv.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return _FocalAttention.apply(qkv, bias, keys, scale, backend)
     call = (*_as_numbers(keys), scale, backend)
     return torch.ops.mmfocal.focal_attention(qkv, bias, *call)[0]
+
+
+class _FocalAttention(torch.autograd.Function):
+    """A fused backend, below autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, bias: Tensor, keys: FocalKeys, scale: float, backend: str
+    ) -> Tensor:
+        out, *kept = FUSED[backend].forward(qkv, keys, bias, scale)
+        ctx.save_for_backward(qkv, bias, out, *kept)
+        ctx.call = keys, scale, backend
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        needs_qkv, needs_bias = ctx.needs_input_grad[:2]
+        # Somebody who wants gradients of gradients must learn that there are none.
+        gradients = _Gradients.apply if torch.is_grad_enabled() else _gradients
+        grad_qkv, grad_bias = gradients(grad_out, *ctx.saved_tensors, *ctx.call, needs_bias)
+        return grad_qkv if needs_qkv else None, grad_bias if needs_bias else None, None, None, None
+
+
+class _Gradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return _gradients(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        _refuse_to_differentiate(ctx, *grads)
+
+
+def _gradients(
+    grad_out: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    prepared_bias: Tensor,
+    keys: FocalKeys,
+    scale: float,
+    backend: str,
+    bias_needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
+    return FUSED[backend].backward(
+        grad_out, qkv, keys, bias, out, lse, prepared_bias, scale, bias_needs_grad
+    )
 
 
 def _check(qkv: Tensor, keys: FocalKeys, bias: Tensor, dropout_p: float) -> None:
@@ -199,12 +257,13 @@ def _choose_once(backend: str, device: torch.device, *call: object) -> str:
 
 _CALL = 'SymInt height, SymInt width, int[] geometry, str rule, float scale, str backend'
 torch.library.define(
-    'mmfocal::focal_attention', f'(Tensor qkv, Tensor bias, {_CALL}) -> (Tensor out, Tensor lse)'
+    'mmfocal::focal_attention',
+    f'(Tensor qkv, Tensor bias, {_CALL}) -> (Tensor out, Tensor lse, Tensor prepared_bias)',
 )
 torch.library.define(
     'mmfocal::focal_attention_backward',
-    f'(Tensor grad_out, Tensor qkv, Tensor bias, Tensor out, Tensor lse, {_CALL}, '
-    'bool bias_needs_grad) -> (Tensor grad_qkv, Tensor grad_bias)',
+    f'(Tensor grad_out, Tensor qkv, Tensor bias, Tensor out, Tensor lse, Tensor prepared_bias, '
+    f'{_CALL}, bool bias_needs_grad) -> (Tensor grad_qkv, Tensor grad_bias)',
 )
 
 
@@ -237,7 +296,7 @@ def _forward(
     rule: str,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     keys = _from_numbers(height, width, geometry, rule)
     return FUSED[backend].forward(qkv, keys, bias, scale)
 
@@ -252,11 +311,11 @@ def _fake_forward(
     rule: str,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     keys = _from_numbers(height, width, geometry, rule)
     batch, _, _, heads, dim = qkv.shape
     out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
-    return out, FUSED[backend].empty_lse(qkv, keys)
+    return out, *FUSED[backend].empty_kept(qkv, keys, bias)
 
 
 @torch.library.impl('mmfocal::focal_attention_backward', 'default')
@@ -266,6 +325,7 @@ def _backward(
     bias: Tensor,
     out: Tensor,
     lse: Tensor,
+    prepared_bias: Tensor,
     height: int,
     width: int,
     geometry: Sequence[int],
@@ -275,7 +335,9 @@ def _backward(
     bias_needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     keys = _from_numbers(height, width, geometry, rule)
-    return FUSED[backend].backward(grad_out, qkv, keys, bias, out, lse, scale, bias_needs_grad)
+    return _gradients(
+        grad_out, qkv, bias, out, lse, prepared_bias, keys, scale, backend, bias_needs_grad
+    )
 
 
 @torch.library.register_fake('mmfocal::focal_attention_backward')
@@ -286,13 +348,14 @@ def _fake_backward(
     return grad_qkv, torch.empty_like(bias, memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     qkv, bias, *ctx.call = inputs
     ctx.save_for_backward(qkv, bias, *output)
+    ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor | None, grad_lse: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad_out: Tensor | None, *kept: None) -> tuple[Tensor | None, ...]:
     grad_qkv = grad_bias = None
     if grad_out is not None:
         grad_qkv, grad_bias = torch.ops.mmfocal.focal_attention_backward(
@@ -316,8 +379,8 @@ torch.library.register_autograd('mmfocal::focal_attention', _differentiate, setu
 torch.library.register_autograd('mmfocal::focal_attention_backward', _refuse_to_differentiate)
 
 
-def _under_autocast(qkv: Tensor, bias: Tensor, *call: object) -> tuple[Tensor, Tensor]:
-    """Casts ``qkv`` alone: a bias in lower precision would be lost among the scores."""
+def _under_autocast(qkv: Tensor, bias: Tensor, *call: object) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`focal_attention` does where operators just run."""
     device = qkv.device.type
     with torch.autocast(device, enabled=False):
         return torch.ops.mmfocal.focal_attention(
@@ -340,7 +403,7 @@ def _backward_flops(
     grad_out: Sequence[int], qkv: Sequence[int], bias: Sequence[int], *call: Any, **_: Any
 ) -> int:
     """Of five products: the scores anew, and gradients of weights, values, queries and keys."""
-    return _flops(qkv, bias, *call[2:]) * 5 // 2
+    return _flops(qkv, bias, *call[3:]) * 5 // 2
 
 
 _library = torch.library.Library('mmfocal', 'FRAGMENT')

@@ -28,13 +28,15 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
     return None
 
 
-def empty_lse(qkv: Tensor, keys: FocalKeys) -> Tensor:
+def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Nothing is kept: PyTorch's attention does not hand out its log-sum-exps."""
-    return qkv.new_empty(0)
+    return qkv.new_empty(0), bias.new_empty(0)
 
 
-def forward(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Output of :func:`mmfocal.ops.focal_attention`; in place of log-sum-exps an empty tensor.
+def forward(
+    qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output of :func:`mmfocal.ops.focal_attention`, and the empty tensors of `empty_kept`.
 
     Memory beyond the arguments and the output: one group of heads, see :class:`_Group`.
     """
@@ -49,7 +51,7 @@ def forward(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[T
             )
             windows[:, chunk.windows] = chunk.zero_keyless(attended)
         group.store(group.map_order(windows), out)
-    return out, empty_lse(qkv, keys)
+    return out, *empty_kept(qkv, keys, bias)
 
 
 def backward(
@@ -59,6 +61,7 @@ def backward(
     bias: Tensor,
     out: Tensor,
     lse: Tensor,
+    prepared_bias: Tensor,
     scale: float,
     bias_needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,13 @@ kernel is first called, so that mmfocal runs without it.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from mmfocal.closest_keys import ClosestKeys
 from mmfocal.geometry import FocalKeys
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,6 +46,23 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
     return None
 
 
+@torch.compiler.assume_constant_result
+def serves(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether what surrounds attention runs on kernels, too.
+
+    Args:
+        backend: of attention, or ``'auto'``: who asks for another has PyTorch everywhere.
+        device: of the tensors.
+        dtype: of the tensors.
+    """
+    return _serves(backend, device, dtype)
+
+
+@lru_cache
+def _serves(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    return backend in ('auto', 'triton') and why_not(device, dtype, head_dim=1) is None
+
+
 def _names(dtypes: object) -> str:
     return ', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)
 
@@ -52,17 +71,29 @@ def _version(capability: tuple[int, int]) -> str:
     return '.'.join(map(str, capability))
 
 
-def empty_lse(qkv: Tensor, keys: FocalKeys) -> Tensor:
-    """For log-sum-exps to base 2 of each query's scores: float32 ``(B, nH, Hp * Wp)``."""
+def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """For what the forward pass keeps for the backward pass.
+
+    Returns:
+        Log-sum-exps to base 2 of the scores of each query, float32 ``(B, nH, nW, MQ)`` in the
+        order of windows, with ``Wh * Ww`` filled up to whole tiles ``MQ``; and the bias as the
+        kernels read it.
+    """
+    from .layout import empty_tiled_bias, filled
+
     batch, _, _, heads, _ = qkv.shape
-    return qkv.new_empty(batch, heads, keys.num_map_tokens, dtype=torch.float32)
+    shape = (batch, heads, keys.num_windows, filled(keys.num_queries))
+    lse = qkv.new_empty(shape, dtype=torch.float32)
+    return lse, empty_tiled_bias(qkv, bias, isinstance(keys, ClosestKeys))
 
 
-def forward(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Output of :func:`mmfocal.ops.focal_attention`, and log-sum-exps as :func:`empty_lse`."""
+def forward(
+    qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output of :func:`mmfocal.ops.focal_attention`, and what :func:`empty_kept` is for."""
     from .forward_pass import run_forward
 
-    return run_forward(qkv, keys, bias, scale, empty_lse(qkv, keys))
+    return run_forward(qkv, keys, bias, scale)
 
 
 def backward(
@@ -72,6 +103,7 @@ def backward(
     bias: Tensor,
     out: Tensor,
     lse: Tensor,
+    tiled_bias: Tensor,
     scale: float,
     bias_needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -82,4 +114,4 @@ def backward(
     """
     from .backward_pass import run_backward
 
-    return run_backward(grad_out, qkv, keys, bias, out, lse, scale, bias_needs_grad)
+    return run_backward(grad_out, qkv, keys, bias, out, lse, tiled_bias, scale, bias_needs_grad)

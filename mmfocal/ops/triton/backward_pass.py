@@ -8,33 +8,48 @@ from the log-sum-exps that the forward pass kept.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmfocal.geometry import FocalKeys, KeyTables
+from mmfocal.geometry import FocalKeys
 
-from .forward_pass import constants, load_bias, load_rows, may_see, store_rows
+from .forward_pass import (
+    constants_of,
+    load_bias,
+    load_rows,
+    may_see,
+    store_rows,
+    tables_of,
+)
+from .launching import ceil_div, kernel, launch
 from .layout import (
     KEY_LAUNCH,
     LOG2_E,
     QUERY_LAUNCH,
-    SUM_WARPS,
+    SUM_LAUNCH,
     TILE,
     Layout,
     layout_of,
-    tiled_bias,
 )
 
 # Gradients of keys and values in window order, before they are summed by token.
 WORKSPACE_BYTES = 2**28
 # Programs of the key kernel, each with partial sums of the bias gradient: some waves of a GPU.
 KEY_PROGRAMS = 1024
-# Channels, and places of a token, that a program of the sum kernel takes at once. A token of the
-# map is listed up to four times, a pooled one by up to as many windows as its region has cells.
-SUM_CHANNELS, MAP_PLACES, POOLED_PLACES = 256, 4, 16
+# Tokens of the map that a program of the sum kernel takes; each is listed up to four times or so.
+# A pooled cell has a program of its own, which takes this many at once of the windows that list
+# it: as many as its region has cells.
+MAP_TOKENS, POOLED_PLACES = 32, 32
+MAX_SUM_CHANNELS = 64  # that a program of the sum kernel takes
+# Keys whose bias gradients a program sums, and partial sums that it takes at once.
+BIAS_KEYS, BIAS_RUNS = 128, 8
+# Places of a column of the bias that a program sums at once.
+COLUMN_PLACES = 32
 
 
 @triton.jit
@@ -87,7 +102,7 @@ def query_grad_of_slots(
     return grad
 
 
-@triton.jit(do_not_specialize=['num_tokens', 'num_map_tokens', 'num_columns'])
+@kernel
 def query_grad_kernel(
     grad_out_ptr,
     qkv_ptr,
@@ -104,6 +119,7 @@ def query_grad_kernel(
     scale_log2,
     num_tokens,
     num_map_tokens,
+    num_windows,
     num_columns,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -116,7 +132,7 @@ def query_grad_kernel(
     HAS_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of queries, and ``delta`` ``(B, nH, Hp * Wp)``. Grid as in the forward kernel."""
+    """Gradients of queries, and ``delta`` as log-sum-exps. Grid as in the forward kernel."""
     tiles: tl.constexpr = QUERIES // TILE
     step: tl.constexpr = 3 * HEADS * DIM
     window, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -133,10 +149,10 @@ def query_grad_kernel(
     query = load_rows(qkv_ptr, rows, step, channels, DIM, True)
     grad_out = load_rows(grad_out_ptr, rows, HEADS * DIM, channels, DIM, True)
     out = load_rows(out_ptr, rows, HEADS * DIM, channels, DIM, True)
-    of_head = (image * HEADS + head) * num_map_tokens
-    lse = tl.load(lse_ptr + of_head + rows, mask=rows >= 0, other=0.0)
+    of_window = ((image * HEADS + head) * num_windows + window) * QUERIES
+    lse = tl.load(lse_ptr + of_window + places)
     delta = tl.sum(grad_out.to(tl.float32) * out.to(tl.float32), 1)
-    tl.store(delta_ptr + of_head + rows, delta, mask=rows >= 0)
+    tl.store(delta_ptr + of_window + places, delta)
 
     if HAS_COLUMNS:
         bias_ptr += (head * num_columns * QUERIES + places)[:, None]
@@ -164,19 +180,7 @@ def query_grad_kernel(
     store_rows(grad_qkv_ptr, grad * scale, rows, step, channels, DIM)
 
 
-@triton.jit(
-    do_not_specialize=[
-        'num_tokens',
-        'num_map_tokens',
-        'num_columns',
-        'num_windows',
-        'first_image',
-        'first_head',
-        'num_heads',
-        'windows_per_program',
-        'last_window',
-    ]
-)
+@kernel
 def key_grad_kernel(
     grad_out_ptr,
     qkv_ptr,
@@ -200,6 +204,7 @@ def key_grad_kernel(
     windows_per_program,
     last_window,
     HEADS: tl.constexpr,
+    GROUP_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_DIM: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -209,6 +214,7 @@ def key_grad_kernel(
     HAS_REGIONS: tl.constexpr,
     HAS_COLUMNS: tl.constexpr,
     BIAS_NEEDS_GRAD: tl.constexpr,
+    ADDS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Gradients of keys and values of a run of windows, and their part of the bias gradient.
@@ -216,12 +222,12 @@ def key_grad_kernel(
     Grid: tiles of slots times tiles of queries, heads of the group, runs of windows counted
     through all images of the group. Scores are transposed, slots by queries, so that they are
     multiplied on as they are. The bias gradient is a sum over the run, or where keys have columns
-    one of each key.
+    one of each key. ``ADDS`` to what a run of other images left.
     """
     tiles: tl.constexpr = QUERIES // TILE
     step: tl.constexpr = 3 * HEADS * DIM
     slot_tile, query_tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
-    group_head, num_heads = tl.program_id(1), tl.num_programs(1)
+    group_head = tl.program_id(1)
     head = first_head + group_head
     places = query_tile * TILE + tl.arange(0, TILE)
     slots = slot_tile * TILE + tl.arange(0, TILE)
@@ -245,9 +251,9 @@ def key_grad_kernel(
         value = load_rows(from_ptr + 2 * HEADS * DIM, key_rows, step, channels, DIM, True)
         from_ptr = grad_out_ptr + image * num_map_tokens * (HEADS * DIM) + head * DIM
         grad_out = load_rows(from_ptr, query_rows, HEADS * DIM, channels, DIM, True)
-        of_query = (image * HEADS + head) * num_map_tokens + query_rows
-        lse = tl.load(lse_ptr + of_query, mask=query_rows >= 0, other=0.0)
-        delta = tl.load(delta_ptr + of_query, mask=query_rows >= 0, other=0.0)
+        of_query = ((image * HEADS + head) * num_windows + window) * QUERIES + places
+        lse = tl.load(lse_ptr + of_query)
+        delta = tl.load(delta_ptr + of_query)
         query_regions, key_regions = query_rows, key_rows
         if HAS_REGIONS:
             from_ptr = regions_ptr + window * SLOTS
@@ -272,81 +278,229 @@ def key_grad_kernel(
         # Workspace: (windows of the group, tiles of queries, slots, 2, heads of the group, D).
         to_ptr = workspace_ptr + group_head * DIM
         row = (tl.cast(group_window, tl.int64) * tiles + query_tile) * LISTED
-        to_ptr += row * (2 * DIM) * num_heads
+        to_ptr += row * (2 * DIM * GROUP_HEADS)
         rows = tl.where(slots < LISTED, slots, -1)
         if BIAS_NEEDS_GRAD and HAS_COLUMNS:
             # (windows of the group, heads of the group, slots, MQ)
-            window_head = tl.cast(group_window, tl.int64) * num_heads + group_head
+            window_head = tl.cast(group_window, tl.int64) * GROUP_HEADS + group_head
             at = grad_bias_ptr + window_head * (LISTED * QUERIES) + places[None, :]
             tl.store(at + (slots * QUERIES)[:, None], grad_scores, mask=(rows >= 0)[:, None])
-        store_rows(to_ptr, grad_key, rows, 2 * DIM * num_heads, channels, DIM)
-        store_rows(to_ptr + DIM * num_heads, grad_value, rows, 2 * DIM * num_heads, channels, DIM)
+        step_to: tl.constexpr = 2 * DIM * GROUP_HEADS
+        store_rows(to_ptr, grad_key, rows, step_to, channels, DIM)
+        store_rows(to_ptr + DIM * GROUP_HEADS, grad_value, rows, step_to, channels, DIM)
 
     if BIAS_NEEDS_GRAD and not HAS_COLUMNS:
-        of_run = tl.cast(tl.program_id(2) * num_heads + group_head, tl.int64) * (QUERIES * SLOTS)
-        at = places[None, :] * SLOTS + slots[:, None]
-        tl.store(grad_bias_ptr + of_run + at, grad_bias)
+        of_run = tl.cast(tl.program_id(2) * HEADS + head, tl.int64) * (QUERIES * SLOTS)
+        to_ptr = grad_bias_ptr + of_run + places[None, :] * SLOTS + slots[:, None]
+        if ADDS:
+            grad_bias += tl.load(to_ptr)
+        tl.store(to_ptr, grad_bias)
 
 
-@triton.jit(
-    do_not_specialize=[
-        'num_tokens',
-        'num_windows',
-        'first_token',
-        'last_token',
-        'first_image',
-        'first_head',
-        'channels_of_group',
-    ]
-)
+@triton.jit
+def load_listed(
+    workspace_ptr,
+    entries_ptr,
+    places,
+    end,
+    STEP: tl.constexpr,
+    channels,
+    LISTED: tl.constexpr,
+    QUERY_TILES: tl.constexpr,
+):
+    """What the workspace has of the ``entries`` at ``places``; 0 from ``end`` on."""
+    there = places < end
+    entries = tl.load(entries_ptr + places, mask=there, other=0)
+    window, slot = entries // LISTED, entries % LISTED
+    total = tl.zeros([places.shape[0], channels.shape[0]], tl.float32)
+    for tile in tl.static_range(QUERY_TILES):
+        rows = tl.cast((window * QUERY_TILES + tile) * LISTED + slot, tl.int64)
+        from_ptr = workspace_ptr + rows[:, None] * STEP + channels[None, :]
+        total += tl.load(from_ptr, mask=there[:, None], other=0.0).to(tl.float32)
+    return total
+
+
+@kernel
 def sum_by_token_kernel(
     workspace_ptr,
     entries_ptr,
     offsets_ptr,
     grad_qkv_ptr,
     num_tokens,
+    num_map_tokens,
     num_windows,
-    first_token,
     first_image,
     first_head,
-    channels_of_group,
     HEADS: tl.constexpr,
+    GROUP_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     LISTED: tl.constexpr,
     QUERY_TILES: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    BLOCK_ENTRIES: tl.constexpr,
-    CLEAR_QUERIES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    MAP_TOKENS: tl.constexpr,
+    POOLED_PLACES: tl.constexpr,
 ):
     """Sums the gradients of keys and values over all places at which windows list a token.
 
-    Grid: tokens, blocks of channels of both, images of the group. ``CLEAR_QUERIES`` is for pooled
-    tokens, which are no queries.
+    Grid: blocks of ``MAP_TOKENS`` tokens of the map and behind them single pooled cells; blocks of
+    ``CHANNELS``, which divide the channels of keys and those of values; images of the group. The
+    gradients of queries that pooled cells would have are set to 0.
     """
-    token, image = first_token + tl.program_id(0), tl.cast(tl.program_id(2), tl.int64)
-    channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    wanted = channels < 2 * channels_of_group
-    first, last = tl.load(offsets_ptr + token), tl.load(offsets_ptr + token + 1)
-    total = tl.zeros([BLOCK_CHANNELS], tl.float32)
-    workspace_ptr += image * num_windows * QUERY_TILES * LISTED * (2 * channels_of_group)
-    for start in range(first, last, BLOCK_ENTRIES):
-        places = start + tl.arange(0, BLOCK_ENTRIES)
-        entries = tl.load(entries_ptr + places, mask=places < last, other=0)
-        window, slot = entries // LISTED, entries % LISTED
-        for tile in range(QUERY_TILES):
-            rows = tl.cast((window * QUERY_TILES + tile) * LISTED + slot, tl.int64)
-            from_ptr = workspace_ptr + rows[:, None] * (2 * channels_of_group) + channels[None, :]
-            mask = (places < last)[:, None] & wanted[None, :]
-            total += tl.sum(tl.load(from_ptr, mask=mask, other=0.0).to(tl.float32), 0)
+    step: tl.constexpr = 2 * DIM * GROUP_HEADS
+    blocks: tl.constexpr = DIM * GROUP_HEADS // CHANNELS
+    block, image = tl.program_id(1), tl.cast(tl.program_id(2), tl.int64)
+    channels = tl.arange(0, CHANNELS)
+    workspace_ptr += image * num_windows * (QUERY_TILES * LISTED * step) + block * CHANNELS
+    grad_qkv_ptr += (first_image + image) * num_tokens * (3 * HEADS * DIM)
+    grad_qkv_ptr += first_head * DIM + (block % blocks) * CHANNELS
+    to_ptr = grad_qkv_ptr + (1 + block // blocks) * (HEADS * DIM)
+    map_blocks = (num_map_tokens + MAP_TOKENS - 1) // MAP_TOKENS
+    if tl.program_id(0) < map_blocks:
+        tokens = tl.program_id(0) * MAP_TOKENS + tl.arange(0, MAP_TOKENS)
+        real = tokens < num_map_tokens
+        first = tl.load(offsets_ptr + tokens, mask=real, other=0)
+        last = tl.load(offsets_ptr + tokens + 1, mask=real, other=0)
+        sums = tl.zeros([MAP_TOKENS, CHANNELS], tl.float32)
+        for nth in range(tl.max(last - first, 0)):
+            sums += load_listed(
+                workspace_ptr, entries_ptr, first + nth, last, step, channels, LISTED, QUERY_TILES
+            )
+        rows_ptr = to_ptr + tokens[:, None] * (3 * HEADS * DIM) + channels[None, :]
+        tl.store(rows_ptr, sums.to(to_ptr.dtype.element_ty), mask=real[:, None])
+    else:
+        token = num_map_tokens + tl.program_id(0) - map_blocks
+        begin, end = tl.load(offsets_ptr + token), tl.load(offsets_ptr + token + 1)
+        parts = tl.zeros([POOLED_PLACES, CHANNELS], tl.float32)
+        for start in range(begin, end, POOLED_PLACES):
+            places = start + tl.arange(0, POOLED_PLACES)
+            parts += load_listed(
+                workspace_ptr, entries_ptr, places, end, step, channels, LISTED, QUERY_TILES
+            )
+        at = token * (3 * HEADS * DIM) + channels
+        tl.store(to_ptr + at, tl.sum(parts, 0).to(to_ptr.dtype.element_ty))
+        if block < blocks:
+            tl.store(grad_qkv_ptr + at, tl.zeros([CHANNELS], to_ptr.dtype.element_ty))
 
-    part, channel = channels // channels_of_group, channels % channels_of_group
-    grad_qkv_ptr += ((first_image + image) * num_tokens + token) * (3 * HEADS * DIM)
-    grad_qkv_ptr += first_head * DIM + channel
-    to_ptr = grad_qkv_ptr + (1 + part) * (HEADS * DIM)
-    tl.store(to_ptr, total.to(to_ptr.dtype.element_ty), mask=wanted)
-    if CLEAR_QUERIES:
-        zero = tl.zeros([BLOCK_CHANNELS], to_ptr.dtype.element_ty)
-        tl.store(grad_qkv_ptr, zero, mask=wanted & (part == 0))
+
+@kernel
+def sum_bias_kernel(
+    partial_ptr,
+    grad_bias_ptr,
+    num_runs,
+    num_queries,
+    num_keys,
+    HEADS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RUNS: tl.constexpr,
+):
+    """Sums partial gradients ``(runs, nH, MQ, NS)`` of the bias over runs of windows.
+
+    Grid: blocks of keys, queries, heads.
+    """
+    keys = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    query, head = tl.program_id(1), tl.program_id(2)
+    partial_ptr += (head * QUERIES + query) * SLOTS + keys[None, :]
+    total = tl.zeros([RUNS, BLOCK], tl.float32)
+    for start in range(0, num_runs, RUNS):
+        runs = start + tl.arange(0, RUNS)
+        from_ptr = partial_ptr + tl.cast(runs, tl.int64)[:, None] * (HEADS * QUERIES * SLOTS)
+        there = (runs < num_runs)[:, None] & (keys < num_keys)[None, :]
+        total += tl.load(from_ptr, mask=there, other=0.0)
+    at = (head * num_queries + query) * num_keys + keys
+    to_ptr = grad_bias_ptr + at
+    tl.store(to_ptr, tl.sum(total, 0).to(to_ptr.dtype.element_ty), mask=keys < num_keys)
+
+
+@kernel
+def sum_by_column_kernel(
+    partial_ptr,
+    entries_ptr,
+    offsets_ptr,
+    sum_ptr,
+    num_columns,
+    num_queries,
+    num_windows,
+    num_images,
+    first_head,
+    GROUP_HEADS: tl.constexpr,
+    QUERIES: tl.constexpr,
+    LISTED: tl.constexpr,
+    TILE: tl.constexpr,
+    PLACES: tl.constexpr,
+    ADDS: tl.constexpr,
+):
+    """Sums the bias gradients of single keys over all places that have a column.
+
+    Grid: columns, heads of the group, tiles of queries. ``ADDS`` to what other images gave.
+    """
+    column, group_head = tl.program_id(0), tl.program_id(1)
+    queries = tl.program_id(2) * TILE + tl.arange(0, TILE)
+    first, last = tl.load(offsets_ptr + column), tl.load(offsets_ptr + column + 1)
+    parts = tl.zeros([PLACES, TILE], tl.float32)
+    for image in range(num_images):
+        for start in range(first, last, PLACES):
+            places = start + tl.arange(0, PLACES)
+            there = places < last
+            entries = tl.load(entries_ptr + places, mask=there, other=0)
+            window, slot = entries // LISTED, entries % LISTED
+            window_head = (image * num_windows + window) * GROUP_HEADS + group_head
+            rows = tl.cast(window_head, tl.int64) * LISTED + slot
+            from_ptr = partial_ptr + rows[:, None] * QUERIES + queries[None, :]
+            parts += tl.load(from_ptr, mask=there[:, None], other=0.0)
+    total = tl.sum(parts, 0)
+    real = queries < num_queries
+    head = first_head + group_head
+    to_ptr = sum_ptr + (head * num_queries + queries) * num_columns + column
+    if ADDS:
+        total += tl.load(to_ptr, mask=real, other=0.0)
+    tl.store(to_ptr, total, mask=real)
+
+
+class _Group(NamedTuple):
+    """Images and heads whose gradients of keys and values fill the workspace together.
+
+    Attributes:
+        runs: of windows of its images, one for each program of the key kernel.
+    """
+
+    images: range
+    heads: range
+    runs: int
+
+
+class _Pass(NamedTuple):
+    """What the kernels of a backward pass share.
+
+    Attributes:
+        grad_out: gradient of the output, contiguous.
+        qkv: queries, keys and values, contiguous.
+        out: output of the forward pass.
+        lse: its log-sum-exps.
+        tiled: its bias.
+        delta: for the sums that the query kernel makes and the key kernel reads.
+        grad_qkv: for the gradient of ``qkv``.
+        layout: tables of the map.
+        scale: factor of the products.
+        constants: of all kernels.
+    """
+
+    grad_out: Tensor
+    qkv: Tensor
+    out: Tensor
+    lse: Tensor
+    tiled: Tensor
+    delta: Tensor
+    grad_qkv: Tensor
+    layout: Layout
+    scale: float
+    constants: dict[str, int]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the bias, where keys have some."""
+        return self.tiled.shape[1]
 
 
 def run_backward(
@@ -356,155 +510,222 @@ def run_backward(
     bias: Tensor,
     out: Tensor,
     lse: Tensor,
+    tiled: Tensor,
     scale: float,
     bias_needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Launches the kernels; arguments and result as in :func:`mmfocal.ops.triton.backward`."""
-    qkv, grad_out = qkv.contiguous(), grad_out.contiguous()
-    layout, tables = layout_of(keys, qkv.device), keys.tables(qkv.device)
-    batch, num_tokens, _, heads, dim = qkv.shape
-    grad_qkv, delta = torch.empty_like(qkv), torch.empty_like(lse)
-    grad_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
-    tiled = tiled_bias(bias, qkv.dtype, layout)
-    shared = constants(layout, heads, dim)
+    qkv, layout = qkv.contiguous(), layout_of(keys, qkv.device)
+    call = _Pass(
+        grad_out.contiguous(),
+        qkv,
+        out,
+        lse,
+        tiled,
+        delta=torch.empty_like(lse),
+        grad_qkv=torch.empty_like(qkv),
+        layout=layout,
+        scale=scale,
+        constants=constants_of(layout, *qkv.shape[3:]),
+    )
+    per_program, groups = _groups(qkv, layout, bias_needs_grad)
+    sums = _BiasSums(bias, layout, call.constants, groups) if bias_needs_grad else None
     with torch.cuda.device_of(qkv):
-        query_grad_kernel[keys.num_windows * layout.query_tiles, heads, batch](
-            grad_out,
-            qkv,
-            tiled,
-            out,
-            lse,
-            layout.queries,
-            layout.slots,
-            layout.regions,
-            layout.columns,
-            grad_qkv,
-            delta,
-            scale,
-            scale * LOG2_E,
+        _query_gradients(call)
+        for group in groups:
+            rows = len(group.images) * layout.num_windows * layout.query_tiles * layout.num_slots
+            workspace = qkv.new_empty(rows, 2 * len(group.heads) * qkv.shape[4])
+            partial = None if sums is None else sums.partial(group)
+            _key_gradients(call, group, per_program, workspace, partial)
+            _sum_by_token(call, group, workspace)
+            if sums is not None:
+                sums.add(group)
+        grad_bias = bias.new_zeros(bias.shape) if sums is None else sums.total()
+    return call.grad_qkv, grad_bias
+
+
+def _query_gradients(call: _Pass) -> None:
+    layout, how = call.layout, QUERY_LAUNCH[call.qkv.element_size()]
+    batch, num_tokens, _, heads, _ = call.qkv.shape
+    launch(
+        query_grad_kernel,
+        (layout.num_windows * layout.query_tiles, heads, batch),
+        (
+            *(call.grad_out, call.qkv, call.tiled, call.out, call.lse),
+            *tables_of(layout),
+            *(call.grad_qkv, call.delta),
+        ),
+        (
+            call.scale,
+            call.scale * LOG2_E,
             num_tokens,
-            keys.num_map_tokens,
-            bias.shape[2],
-            **shared,
-            OPEN_SLOTS=layout.open_slots,
-            **QUERY_LAUNCH[qkv.element_size()].options(),
-        )
-        for images, some_heads in _groups(qkv, keys, layout, bias_needs_grad):
-            num_images, num_heads = len(images), len(some_heads)
-            workspace = qkv.new_empty(
-                num_images * keys.num_windows * layout.query_tiles * layout.num_slots,
-                2 * num_heads * dim,
-            )
-            windows = num_images * keys.num_windows
-            tiles = layout.slot_tiles * layout.query_tiles
-            per_program = triton.cdiv(windows * tiles * num_heads, KEY_PROGRAMS)
-            runs = triton.cdiv(windows, per_program)
-            if not bias_needs_grad:
-                partial = lse.new_empty(0)
-            elif shared['HAS_COLUMNS']:
-                partial = lse.new_empty(windows, num_heads, layout.num_slots, shared['QUERIES'])
-            else:
-                partial = lse.new_empty(runs, num_heads, shared['QUERIES'], shared['SLOTS'])
-            key_grad_kernel[tiles, num_heads, runs](
-                grad_out,
-                qkv,
-                tiled,
-                lse,
-                delta,
-                layout.queries,
-                layout.slots,
-                layout.regions,
-                layout.columns,
-                workspace,
-                partial,
-                scale,
-                scale * LOG2_E,
-                num_tokens,
-                keys.num_map_tokens,
-                bias.shape[2],
-                keys.num_windows,
-                images.start,
-                some_heads.start,
-                per_program,
-                windows,
-                **shared,
-                LISTED=layout.num_slots,
-                BIAS_NEEDS_GRAD=bias_needs_grad,
-                **KEY_LAUNCH[qkv.element_size()].options(),
-            )
-            if bias_needs_grad:
-                if shared['HAS_COLUMNS']:
-                    summed = _sum_by_column(partial, tables, num_images)
-                else:
-                    summed = partial.sum(0)[..., : layout.num_slots]
-                summed = summed[:, : layout.num_queries]
-                grad_bias[some_heads.start : some_heads.stop] += summed
-            channels = num_heads * dim
-            pooled = num_tokens - keys.num_map_tokens
-            for first, count, block_entries in (
-                (0, keys.num_map_tokens, MAP_PLACES),
-                (keys.num_map_tokens, pooled, POOLED_PLACES),
-            ):
-                if count == 0:
-                    continue
-                blocks = triton.cdiv(2 * channels, SUM_CHANNELS)
-                sum_by_token_kernel[count, blocks, num_images](
-                    workspace,
-                    *tables.readers,
-                    grad_qkv,
-                    num_tokens,
-                    keys.num_windows,
-                    first,
-                    images.start,
-                    some_heads.start,
-                    channels,
-                    HEADS=heads,
-                    DIM=dim,
-                    LISTED=layout.num_slots,
-                    QUERY_TILES=layout.query_tiles,
-                    BLOCK_CHANNELS=SUM_CHANNELS,
-                    BLOCK_ENTRIES=block_entries,
-                    CLEAR_QUERIES=first > 0,
-                    num_warps=SUM_WARPS,
-                )
-    return grad_qkv, grad_bias.to(bias.dtype)
+            layout.num_map_tokens,
+            layout.num_windows,
+            call.columns,
+        ),
+        dict(call.constants, OPEN_SLOTS=layout.open_slots, PRECISION=how.precision),
+        how.options(),
+    )
 
 
-def _sum_by_column(grads: Tensor, tables: KeyTables, num_images: int) -> Tensor:
-    """Sums gradients of the bias of each key over images and windows, in a fixed order.
+def _key_gradients(
+    call: _Pass, group: _Group, per_program: int, workspace: Tensor, partial: Tensor | None
+) -> None:
+    """Fills the workspace, and the partial sums of the bias gradient if they are wanted."""
+    layout, how = call.layout, KEY_LAUNCH[call.qkv.element_size()]
+    launch(
+        key_grad_kernel,
+        (layout.slot_tiles * layout.query_tiles, len(group.heads), group.runs),
+        (
+            *(call.grad_out, call.qkv, call.tiled, call.lse, call.delta),
+            *tables_of(layout),
+            *(workspace, partial),
+        ),
+        (
+            call.scale,
+            call.scale * LOG2_E,
+            call.qkv.shape[1],
+            layout.num_map_tokens,
+            call.columns,
+            layout.num_windows,
+            group.images.start,
+            group.heads.start,
+            per_program,
+            len(group.images) * layout.num_windows,
+        ),
+        dict(
+            call.constants,
+            GROUP_HEADS=len(group.heads),
+            LISTED=layout.num_slots,
+            BIAS_NEEDS_GRAD=partial is not None,
+            ADDS=group.images.start > 0,
+            PRECISION=how.precision,
+        ),
+        how.options(),
+    )
 
-    Args:
-        grads: float32 ``(windows of all images, heads, N, MQ)``.
 
-    Returns:
-        float32 ``(heads, MQ, columns)``.
+def _sum_by_token(call: _Pass, group: _Group, workspace: Tensor) -> None:
+    """Gradients of keys and values from the workspace."""
+    layout, num_tokens = call.layout, call.qkv.shape[1]
+    num_channels = len(group.heads) * call.qkv.shape[4]
+    channels = math.gcd(num_channels, MAX_SUM_CHANNELS)
+    cells = num_tokens - layout.num_map_tokens
+    launch(
+        sum_by_token_kernel,
+        (
+            ceil_div(layout.num_map_tokens, MAP_TOKENS) + cells,
+            2 * num_channels // channels,
+            len(group.images),
+        ),
+        (workspace, layout.entries, layout.offsets, call.grad_qkv),
+        (
+            num_tokens,
+            layout.num_map_tokens,
+            layout.num_windows,
+            group.images.start,
+            group.heads.start,
+        ),
+        dict(
+            call.constants,
+            GROUP_HEADS=len(group.heads),
+            LISTED=layout.num_slots,
+            QUERY_TILES=layout.query_tiles,
+            CHANNELS=channels,
+            MAP_TOKENS=MAP_TOKENS,
+            POOLED_PLACES=POOLED_PLACES,
+        ),
+        SUM_LAUNCH.options(),
+    )
+
+
+class _BiasSums:
+    """The gradient of the bias, summed over windows and images in a fixed order.
+
+    Every run of windows leaves a partial sum, to which those of further images are added, and all
+    are summed at the end. Where keys have columns of their own, windows leave one of each key,
+    which are summed group by group.
     """
-    heads, listed, queries = grads.shape[1:]
-    entries, offsets = tables.column_readers
-    entries = entries[: tables.num_valid]
-    window, slot = entries // listed, entries % listed
-    head = torch.arange(heads, device=grads.device)[:, None]
-    rows = ((window * heads + head) * listed + slot).int()  # (heads, places of all columns)
-    bags = offsets[:-1] + head.int() * len(entries)
-    total = grads.new_zeros(bags.numel(), queries)
-    for image in grads.view(num_images, -1, queries):
-        total += F.embedding_bag(rows.flatten(), image, bags.flatten(), mode='sum')
-    return total.view(heads, -1, queries).mT
+
+    def __init__(
+        self, bias: Tensor, layout: Layout, shared: dict[str, int], groups: list[_Group]
+    ) -> None:
+        self._bias, self._layout, self._shared = bias, layout, shared
+        self._by_column = layout.columns is not None
+        if self._by_column:
+            self._sum = bias.new_empty(bias.shape, dtype=torch.float32)
+        else:
+            shape = (shared['HEADS'], shared['QUERIES'], shared['SLOTS'])
+            self._runs = groups[0].runs  # as many as of any
+            self._partial = bias.new_empty(self._runs, *shape, dtype=torch.float32)
+
+    def partial(self, group: _Group) -> Tensor:
+        """Where the key kernel writes what it has of a group."""
+        if self._by_column:
+            windows = len(group.images) * self._layout.num_windows
+            shape = (windows, len(group.heads), self._layout.num_slots, self._shared['QUERIES'])
+            self._partial = self._sum.new_empty(shape)
+        return self._partial
+
+    def add(self, group: _Group) -> None:
+        """Takes in what it wrote."""
+        if not self._by_column:
+            return
+        _, queries, columns = self._sum.shape
+        launch(
+            sum_by_column_kernel,
+            (columns, len(group.heads), self._layout.query_tiles),
+            (self._partial, self._layout.column_entries, self._layout.column_offsets, self._sum),
+            (
+                columns,
+                queries,
+                self._layout.num_windows,
+                len(group.images),
+                group.heads.start,
+            ),
+            dict(
+                self._shared,
+                GROUP_HEADS=len(group.heads),
+                LISTED=self._layout.num_slots,
+                PLACES=COLUMN_PLACES,
+                ADDS=group.images.start > 0,
+            ),
+            SUM_LAUNCH.options(),
+        )
+
+    def total(self) -> Tensor:
+        """``(nH, Wh * Ww, N)``, or with columns in place of ``N``."""
+        if self._by_column:
+            return self._sum.to(self._bias.dtype)
+        grad_bias = torch.empty_like(self._bias, memory_format=torch.contiguous_format)
+        heads, queries, num_keys = grad_bias.shape
+        launch(
+            sum_bias_kernel,
+            (ceil_div(num_keys, BIAS_KEYS), queries, heads),
+            (self._partial, grad_bias),
+            (self._runs, queries, num_keys),
+            dict(self._shared, BLOCK=BIAS_KEYS, RUNS=BIAS_RUNS),
+            SUM_LAUNCH.options(),
+        )
+        return grad_bias
 
 
-def _groups(
-    qkv: Tensor, keys: FocalKeys, layout: Layout, bias_needs_grad: bool
-) -> list[tuple[range, range]]:
-    """Images and heads whose workspaces are filled together."""
+def _groups(qkv: Tensor, layout: Layout, bias_needs_grad: bool) -> tuple[int, list[_Group]]:
+    """How many windows a program of the key kernel takes, and the groups."""
     batch, _, _, heads, dim = qkv.shape
-    rows = keys.num_windows * layout.query_tiles * layout.num_slots
+    rows = layout.num_windows * layout.query_tiles * layout.num_slots
     row_bytes = 2 * dim * qkv.element_size()
     if bias_needs_grad and layout.columns is not None:
         row_bytes += 4 * TILE  # a float32 for each query of the tile
     fit = max(1, WORKSPACE_BYTES // (rows * row_bytes))  # heads of one image
-    num_images, num_heads = max(1, fit // heads), min(fit, heads)
-    return [
-        (range(batch)[image : image + num_images], range(heads)[head : head + num_heads])
-        for image in range(0, batch, num_images)
-        for head in range(0, heads, num_heads)
-    ]
+    num_images, num_heads = min(max(1, fit // heads), batch), min(fit, heads)
+    tiles = layout.slot_tiles * layout.query_tiles
+    programs = num_images * layout.num_windows * tiles * num_heads
+    per_program = ceil_div(programs, KEY_PROGRAMS)
+    groups = []
+    for image in range(0, batch, num_images):
+        images = range(batch)[image : image + num_images]
+        runs = ceil_div(len(images) * layout.num_windows, per_program)
+        for head in range(0, heads, num_heads):
+            groups.append(_Group(images, range(heads)[head : head + num_heads], runs))
+    return per_program, groups

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmfocal.geometry import FocalKeys
 
+from .launching import kernel, launch
 from .layout import LOG2_E, QUERY_LAUNCH, TILE, Layout, layout_of, tiled_bias
 
 
@@ -111,7 +112,7 @@ def attend_to_slots(
     return total, largest, out
 
 
-@triton.jit(do_not_specialize=['num_tokens', 'num_map_tokens', 'num_columns'])
+@kernel
 def forward_kernel(
     qkv_ptr,
     bias_ptr,
@@ -124,6 +125,7 @@ def forward_kernel(
     scale_log2,
     num_tokens,
     num_map_tokens,
+    num_windows,
     num_columns,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -136,7 +138,11 @@ def forward_kernel(
     HAS_COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid: windows times tiles of queries, heads, images."""
+    """Grid: windows times tiles of queries, heads, images.
+
+    Log-sum-exps are in the order of windows, ``(B, nH, nW, MQ)``, so that the backward pass reads
+    those of a window side by side.
+    """
     tiles: tl.constexpr = QUERIES // TILE
     step: tl.constexpr = 3 * HEADS * DIM
     window, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
@@ -182,48 +188,53 @@ def forward_kernel(
     out = out / total[:, None]
     lse = tl.where(keyless, float('inf'), largest + tl.log2(total))
     out_ptr += image * num_map_tokens * (HEADS * DIM) + head * DIM
-    lse_ptr += (image * HEADS + head) * num_map_tokens
     store_rows(out_ptr, out, rows, HEADS * DIM, channels, DIM)
-    tl.store(lse_ptr + rows, lse, mask=rows >= 0)
+    lse_ptr += ((image * HEADS + head) * num_windows + window) * QUERIES
+    tl.store(lse_ptr + places, lse)
 
 
 def run_forward(
-    qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float, lse: Tensor
-) -> tuple[Tensor, Tensor]:
+    qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Launches the kernel; arguments and result as in :func:`mmfocal.ops.triton.forward`."""
     qkv = qkv.contiguous()
     layout = layout_of(keys, qkv.device)
     batch, num_tokens, _, heads, dim = qkv.shape
-    out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
+    windows, tokens = layout.num_windows, layout.num_map_tokens
+    out = qkv.new_empty(batch, tokens, heads, dim)
+    filled_queries = layout.query_tiles * TILE
+    lse = qkv.new_empty(batch, heads, windows, filled_queries, dtype=torch.float32)
+    how = QUERY_LAUNCH[qkv.element_size()]
     with torch.cuda.device_of(qkv):
-        forward_kernel[keys.num_windows * layout.query_tiles, heads, batch](
-            qkv,
-            tiled_bias(bias, qkv.dtype, layout),
-            layout.queries,
-            layout.slots,
-            layout.regions,
-            layout.columns,
-            out,
-            lse,
-            scale * LOG2_E,
-            num_tokens,
-            keys.num_map_tokens,
-            bias.shape[2],
-            **constants(layout, heads, dim),
-            OPEN_SLOTS=layout.open_slots,
-            **QUERY_LAUNCH[qkv.element_size()].options(),
+        tiled = tiled_bias(qkv, bias, layout)
+        launch(
+            forward_kernel,
+            (windows * layout.query_tiles, heads, batch),
+            (qkv, tiled, *tables_of(layout), out, lse),
+            (scale * LOG2_E, num_tokens, tokens, windows, bias.shape[2]),
+            dict(
+                **constants_of(layout, heads, dim),
+                OPEN_SLOTS=layout.open_slots,
+                PRECISION=how.precision,
+            ),
+            how.options(),
         )
-    return out, lse
+    return out, lse, tiled
 
 
-def constants(layout: Layout, heads: int, dim: int) -> dict[str, int]:
+def tables_of(layout: Layout) -> tuple[Tensor | None, ...]:
+    """Those that all kernels of attention read."""
+    return layout.queries, layout.slots, layout.regions, layout.columns
+
+
+def constants_of(layout: Layout, heads: int, dim: int) -> dict[str, int]:
     """What kernels are compiled for: the same for all sizes of a stage's map."""
     return dict(
         HEADS=heads,
         DIM=dim,
-        BLOCK_DIM=max(16, triton.next_power_of_2(dim)),  # the least that tl.dot takes
-        QUERIES=layout.queries.shape[1],
-        SLOTS=layout.slots.shape[1],
+        BLOCK_DIM=max(16, 1 << (dim - 1).bit_length()),  # the least that tl.dot takes
+        QUERIES=layout.query_tiles * TILE,
+        SLOTS=layout.slot_tiles * TILE,
         TILE=TILE,
         HAS_REGIONS=layout.regions is not None,
         HAS_COLUMNS=layout.columns is not None,
