@@ -76,7 +76,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--deterministic',
         action='store_true',
-        help='operators alone that give the same in every run; slower on a GPU',
+        help='use only deterministic operators; slower on a GPU',
     )
     add_common_options(parser)
     args = parser.parse_args()

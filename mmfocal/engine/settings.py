@@ -27,6 +27,7 @@ from . import (  # noqa: F401  register themselves
     sharding,
 )
 from .bfloat16 import prepare_bfloat16
+from .determinism import install_determinism
 from .non_finite import NonFiniteHook
 from .safe_loading import load_checkpoint_file
 from .validation_loss import loss_dataloader
@@ -123,8 +124,8 @@ def set_seed(cfg: Config, seed: int | None = None, deterministic: bool = False) 
     Args:
         cfg: the config, changed in place.
         seed: a number, or None.
-        deterministic: whether PyTorch takes operators alone whose results are the same in every
-            run, and ends with an error at one for which it has none. On a CPU all are.
+        deterministic: whether only deterministic operators are used, with an error at one that has
+            no such version. On a CPU all are; for GPUs see :mod:`~mmfocal.engine.determinism`.
     """
     randomness = dict(cfg.get('randomness') or {})
     if deterministic:
@@ -446,6 +447,8 @@ def build_runner(cfg: Config) -> Runner:
         UserError: as :func:`import_packages`.
     """
     import_packages(cfg)
+    if (cfg.get('randomness') or {}).get('deterministic') and torch.cuda.is_available():
+        install_determinism()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.register_hook(NonFiniteHook())
     has_bfloat16 = (cfg.get('optim_wrapper') or {}).get('dtype') == 'bfloat16'
