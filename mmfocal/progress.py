@@ -117,15 +117,19 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Counts pictures that are predicted, on standard error.
+    """Counts images, on standard error.
 
     Args:
         total: how many there are, as far as is known.
         file: where it is shown; a bar if that is a terminal, else a line for each tenth and each
             minute.
+        title: what is done with them.
     """
 
-    def __init__(self, total: int | None, file: TextIO | None = None) -> None:
+    def __init__(
+        self, total: int | None, file: TextIO | None = None, title: str = 'Predicting'
+    ) -> None:
+        self.title = title
         self.total = total
         self.done = 0
         self._file = file or sys.stderr
@@ -163,7 +167,7 @@ class Progress:
             print(self._text(rate), file=self._file, flush=True)
 
     def _text(self, rate: float | None, bar: bool = False) -> str:
-        return told('Predicting', self.done, self.total, rate, bar)
+        return told(self.title, self.done, self.total, rate, bar)
 
 
 def _columns(file: TextIO) -> int:

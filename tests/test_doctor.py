@@ -120,6 +120,29 @@ def test_here_training_would_work(doctor):
     assert f'Stack                {compat.detect_stack()}' in report
 
 
+@pytest.mark.parametrize(
+    'versions, line',
+    [
+        ({'opencv-python-headless': '4.11.0.86'}, 'opencv-python-headless 4.11.0.86'),
+        ({'opencv-contrib-python': '4.10.0.84'}, 'opencv-contrib-python 4.10.0.84'),
+        (
+            {'opencv-python': '4.12.0.88', 'opencv-python-headless': '4.11.0.86'},
+            'opencv-python 4.12.0.88, opencv-python-headless 4.11.0.86',
+        ),
+        ({}, 'not installed'),
+    ],
+)
+def test_opencv_is_told_by_the_distribution_that_provides_it(run_broken, versions, line):
+    names = ('python', 'python-headless', 'contrib-python', 'contrib-python-headless')
+    code = 'import doctor; print(*("|".join(line) for line in doctor.versions()), sep="\\n")'
+    result = run_broken(
+        ['-c', f'import sys; sys.path.insert(0, {str(ROOT / "tools")!r}); {code}'],
+        versions=dict.fromkeys(f'opencv-{name}' for name in names) | versions,
+    )
+    assert f'OpenCV|{line}' in result.stdout.splitlines(), result.stderr
+    assert 'opencv-python|' not in result.stdout
+
+
 def test_without_torch(doctor):
     status, report = doctor(versions={'torch': None}, modules=['torch'])
     assert status == 1

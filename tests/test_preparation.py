@@ -1,5 +1,6 @@
 """Data sets are laid out from archives or folders, and what is wrong with them is told."""
 
+import importlib
 import json
 import zipfile
 from collections import namedtuple
@@ -263,3 +264,16 @@ def test_embedded_data_set_is_what_it_says(tmp_path):
         check('shapes', root)
     with pytest.raises(UserError, match='does not hold the shapes data set'):
         prepare('shapes', root=root)
+
+
+def test_drawing_is_a_few_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capfd):
+    counts = dict(train=60, val=4)
+    for module in (preparation, importlib.import_module('mmfocal.datasets.shapes')):
+        monkeypatch.setattr(module, 'NUM_IMAGES', counts)
+    prepare('shapes', root=tmp_path / 'shapes')
+    output, progress = capfd.readouterr()
+    assert output == '' and '\r' not in progress
+    lines = progress.splitlines()
+    assert len(lines) == 10 and lines[-1].startswith('Drawing: 64 of 64, ')
+    prepare('shapes', root=tmp_path / 'shapes')
+    assert capfd.readouterr() == ('', '')  # it is there already

@@ -36,7 +36,14 @@ with light_imports():
 
 # Of which one is enough to train. mmpretrain is for classification alone.
 FAMILIES = ('mmdet', 'mmseg')
-OTHERS = ('numpy', 'opencv-python', 'pycocotools', 'matplotlib', 'safetensors', 'triton')
+OTHERS = ('numpy', 'pycocotools', 'matplotlib', 'safetensors', 'triton')
+# Each of them provides cv2.
+OPENCV = (
+    'opencv-python',
+    'opencv-python-headless',
+    'opencv-contrib-python',
+    'opencv-contrib-python-headless',
+)
 GIB = 2**30
 
 
@@ -84,6 +91,8 @@ def versions() -> Iterator[tuple[str, str]]:
     distributions = [package.distribution for package in stack_requirements().values()]
     for distribution in ('torch', *distributions, *OTHERS):
         yield distribution, installed(distribution) or 'not installed'
+    found = [f'{name} {version}' for name in OPENCV if (version := installed(name))]
+    yield 'OpenCV', ', '.join(found) or 'not installed'
 
 
 def memory() -> str:

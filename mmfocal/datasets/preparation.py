@@ -24,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmfocal.errors import UserError
+from mmfocal.progress import Progress
 
 from .checking import IGNORED_LABEL, Header, leaves_folder, read_picture
 from .shapes import CLASSES, NUM_IMAGES, prepare_shapes, shapes_root
@@ -210,7 +211,8 @@ def prepare(key: str, source: str | Path | None = None, root: str | Path | None 
         if dataset.archives:
             _lay_out(dataset, source, root)
         else:
-            prepare_shapes(root, progress=_draw_progress)
+            with Progress(sum(NUM_IMAGES.values()), title='Drawing') as counted:
+                prepare_shapes(root, progress=lambda done, total: counted.advance())
     except OSError as error:
         raise UserError(f'{root.absolute()} cannot be made: {error}') from error
     return root
@@ -355,10 +357,6 @@ def _targets(
         path = archive.into / path
         if path.parts[0] in archive.parts and len(path.parts) > 1:
             yield member, root / path
-
-
-def _draw_progress(done: int, total: int) -> None:
-    print(f'\r{done} of {total} pictures drawn', end='\n' if done == total else '', flush=True)
 
 
 # --- Checking -------------------------------------------------------------------------------
