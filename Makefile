@@ -9,7 +9,7 @@ WORKERS ?= auto
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 6000
 
-.PHONY: help env demo demo-seg test coverage lint docs docs-links doctor clean
+.PHONY: help env demo demo-seg test coverage lint docs docs-links doctor gpu-check clean
 
 help:
 	@echo "make demo     train a small detector on drawn shapes, with pictures; needs no GPU"
@@ -19,7 +19,8 @@ help:
 	@echo "make coverage what of mmfocal/ the tests run, and which lines they do not"
 	@echo "make docs     the pages of docs/ and of the API, in docs/_build/html; make docs-links asks"
 	@echo "              the network whether links to other sites are alive"
-	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit"
+	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit;"
+	@echo "              make gpu-check tests kernels and training on a GPU, and times them"
 	@echo "make env      the environment alone; each of the above makes it first"
 	@echo "make lint     ruff, as in make test"
 	@echo "make clean    remove environments and caches of this checkout"
@@ -61,6 +62,9 @@ docs-links: env
 
 doctor: env
 	@$(PY) tools/doctor.py
+
+gpu-check: env
+	@PYTHON=$(PY) tools/dev/gpu_check.sh
 
 clean:
 	rm -rf .venv .venv-onedl .coverage* build *.egg-info .pytest_cache .ruff_cache docs/_build

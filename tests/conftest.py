@@ -1,4 +1,4 @@
-"""What holds for every test: seeds, threads, no window system, and the mark for GPU tests."""
+"""What holds for every test: seeds, threads, no window system, exact float32, GPU tests."""
 
 import os
 import random
@@ -13,6 +13,12 @@ matplotlib.use('Agg')
 
 # Reductions depend on the number of threads; workers of pytest-xdist share the cores.
 torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else min(2, os.cpu_count() or 1))
+
+# Convolutions of float32 are rounded to TensorFloat-32 on a GPU, unless that is switched off.
+torch.backends.cudnn.allow_tf32 = False
+if torch.cuda.is_available():
+    # What deterministic cuBLAS asks for; PyTorch looks once in a process, at its first product.
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 # Property-based tests draw the same examples in every run, and write nothing.
 # MMFOCAL_EXAMPLES=5000 looks for new ones, that many for each property.

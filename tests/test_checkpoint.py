@@ -23,11 +23,19 @@ if folder := os.environ.get('MMFOCAL_GOLDEN'):
 CASE_IDS = [path.stem + (' (small)' if path in SMALL_GOLDEN else '') for path in GOLDEN]
 MODELS = {1: FocalTransformer, 2: FocalTransformerFast}
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4}
-# With TRITON_INTERPRET=1 there are the kernels too, in float32: test_triton.py does so.
+
+
+def device_of(backend):
+    """The kernels run on a GPU where there is one; all else is compared on the CPU."""
+    on_gpu = backend == 'triton' and torch.cuda.is_available()
+    return torch.device('cuda' if on_gpu else 'cpu')
+
+
+# With TRITON_INTERPRET=1 the kernels are there without a GPU, in float32: test_triton.py does so.
 RUNNABLE = [
     (dtype, backend)
     for dtype, backend in product(TOLERANCES, available_backends())
-    if not why_not(backend, torch.device('cpu'), dtype, head_dim=8)
+    if not why_not(backend, device_of(backend), dtype, head_dim=8)
 ]
 
 
@@ -50,7 +58,7 @@ class GoldenCase:
         """Relative L2 error of ``got`` against an entry; absolute where the entry is zero."""
         want = self.tensor(name).flatten()
         step = self.arrays[f'step.{name}'] if f'step.{name}' in self.arrays.files else 1
-        difference = (got.detach().flatten()[:: int(step)] - want).norm()
+        difference = (got.detach().cpu().flatten()[:: int(step)] - want).norm()
         return float(difference / want.norm()) if want.norm() > 0 else float(difference)
 
 
@@ -63,8 +71,10 @@ def golden_errors(path, dtype, backend):
     model = MODELS[version](**kwargs, attention_backend=backend).to(dtype).eval()
     model.load_state_dict(weights)
 
+    device = device_of(backend)
     image = case.tensor('input').requires_grad_()
-    features = [out.flatten(2).transpose(1, 2) for out in model(image)]
+    outputs = model.to(device)(image.to(device))
+    features = [out.cpu().flatten(2).transpose(1, 2) for out in outputs]
     weight, bias = case.tensor('state.norm.weight'), case.tensor('state.norm.bias')
     pooled = F.layer_norm(features[-1], weight.shape, weight, bias).mean(dim=1)
     logits = F.linear(pooled, case.tensor('state.head.weight'), case.tensor('state.head.bias'))
@@ -92,7 +102,13 @@ def golden_errors(path, dtype, backend):
 
 
 @pytest.mark.parametrize('path', GOLDEN, ids=CASE_IDS)
-@pytest.mark.parametrize('dtype, backend', RUNNABLE)
+@pytest.mark.parametrize(
+    'dtype, backend',
+    [
+        pytest.param(*run, marks=[pytest.mark.gpu] if device_of(run[1]).type == 'cuda' else [])
+        for run in RUNNABLE
+    ],
+)
 def test_golden_case(path, dtype, backend, record_property):
     errors = golden_errors(path, dtype, backend)
     worst = max(errors, key=errors.get)

@@ -71,6 +71,13 @@ def parse_args() -> argparse.Namespace:
         default=['auto'],
         help='attention backends of the models, such as auto reference (default: auto)',
     )
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        metavar='NAME',
+        help='of the models, by the names that are printed, in place of all; Swin-T is always '
+        'there (write each name in quotes)',
+    )
     parser.add_argument('--compile', action='store_true', help='add models with compiled blocks')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write all runs')
     parser.add_argument('--markdown', type=Path, metavar='FILE', help='write the tables')
@@ -108,7 +115,13 @@ def main() -> int:
     _startup.check_installation()
     import torch
 
-    from mmfocal.benchmark.cases import ParityError, backbones, check_models, check_parity
+    from mmfocal.benchmark.cases import (
+        YARDSTICK,
+        ParityError,
+        backbones,
+        check_models,
+        check_parity,
+    )
     from mmfocal.benchmark.measure import GIVE_MEMORY_BACK, machine
     from mmfocal.benchmark.parts import PARTS, Report, Settings, memory_of_step
     from mmfocal.compat import CORE, check_versions
@@ -126,6 +139,11 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if unknown := sorted({*(args.models or ())} - {*makers}):
+        print(f'--models: expected names of {sorted(makers)}, got {unknown}', file=sys.stderr)
+        return 2
+    if args.models:
+        makers = {name: make for name, make in makers.items() if name in (YARDSTICK, *args.models)}
     if args.memory_of:
         name, size = args.memory_of
         print(memory_of_step(makers[name], size_in_pixels(size), args.batch, device, dtype))

@@ -21,6 +21,7 @@ from .measure import (
     growth,
     interleaved,
     matrix_rate,
+    on_device,
     ratios,
 )
 
@@ -89,17 +90,17 @@ class Report:
 
 
 def time_models(report: Report, settings: Settings) -> None:
-    """Inference and training step of each model and size."""
+    """Inference and training step of each model and size; of a GPU also without the host."""
     models = settings.models()
 
-    def rows(mode: str) -> Iterator[list[str]]:
+    def rows(mode: str, part: str, measure: Callable[..., object]) -> Iterator[list[str]]:
         for size in settings.sizes:
             image = settings.image(size)
             calls = {name: _step(model, image, mode, settings) for name, model in models.items()}
             seconds = report.runs(
-                'models', calls, lambda name, size=size: dict(mode=mode, size=size, model=name)
+                part, calls, lambda name, size=size: dict(mode=mode, size=size, model=name)
             )
-            interleaved(calls, settings.runs, settings.device, seconds)
+            measure(calls, settings.runs, settings.device, seconds)
             against = ratios(seconds, YARDSTICK)
             for name, times in seconds.items():
                 yield [
@@ -109,10 +110,13 @@ def time_models(report: Report, settings: Settings) -> None:
                     ratio_text(against[name]),
                 ]
 
+    header = ['pixels', 'model', 'time', f'over {YARDSTICK}']
     for mode in MODES:
-        report.table(
-            mode.capitalize(), ['pixels', 'model', 'time', f'over {YARDSTICK}'], rows(mode)
-        )
+        report.table(mode.capitalize(), header, rows(mode, 'models', interleaved))
+    if settings.device.type == 'cuda':
+        for mode in MODES:
+            title = f'{mode.capitalize()}, the GPU alone, as a CUDA graph'
+            report.table(title, header, rows(mode, 'models on the GPU alone', on_device))
 
 
 def measure_memory(report: Report, settings: Settings) -> None:
@@ -146,22 +150,26 @@ def time_op(report: Report, settings: Settings) -> None:
     size = max(settings.sizes, key=lambda size: size[0] * size[1])
     windows = FOCAL_WINDOWS[DETECTION]
 
-    def rows(mode: str) -> Iterator[list[str]]:
+    def rows(mode: str, part: str, measure: Callable[..., object]) -> Iterator[list[str]]:
         for stage in range(4):
             calls = attention_calls(
                 stage, size, windows, settings.batch, settings.device, settings.dtype, mode
             )
             seconds = report.runs(
-                'op', calls, lambda name, stage=stage: dict(mode=mode, stage=stage, backend=name)
+                part, calls, lambda name, stage=stage: dict(mode=mode, stage=stage, backend=name)
             )
-            interleaved(calls, settings.runs, settings.device, seconds)
+            measure(calls, settings.runs, settings.device, seconds)
             against = ratios(seconds, 'reference')
             for name, times in seconds.items():
                 yield [str(stage), name, milliseconds(Spread.of(times)), ratio_text(against[name])]
 
+    header = ['stage', 'backend', 'time', 'over reference']
     for mode in MODES:
         title = f'Focal attention alone, {mode}, {size_text(size)}, detection windows'
-        report.table(title, ['stage', 'backend', 'time', 'over reference'], rows(mode))
+        report.table(title, header, rows(mode, 'op', interleaved))
+        if settings.device.type == 'cuda':
+            title += ', the GPU alone, as a CUDA graph'
+            report.table(title, header, rows(mode, 'op on the GPU alone', on_device))
 
 
 def measure_growth(report: Report, settings: Settings) -> None:
@@ -285,8 +293,9 @@ def size_text(size: Size) -> str:
 
 
 def milliseconds(spread: Spread) -> str:
-    least, most = (f'{1e3 * value:.0f}' for value in (spread.least, spread.most))
-    return f'{1e3 * spread.median:.1f} ms ({least} to {most})'
+    digits = 1 if spread.median >= 0.01 else 3  # kernels take fractions of a millisecond
+    least, most = (f'{1e3 * value:.{digits - 1}f}' for value in (spread.least, spread.most))
+    return f'{1e3 * spread.median:.{digits}f} ms ({least} to {most})'
 
 
 def ratio_text(spread: Spread) -> str:
