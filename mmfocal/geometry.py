@@ -254,7 +254,10 @@ class FocalKeys:
         """
         if torch.compiler.is_compiling():
             return self.make_tables(device)
-        return _cached_tables(self, str(device))
+        tables = _cached_tables(self, str(device))
+        if tables.queries.is_cuda and torch.cuda.is_current_stream_capturing():
+            _captured[self, str(device)] = tables  # the graph reads them where they are
+        return tables
 
     def make_tables(self, device: torch.device | str) -> KeyTables:
         """The tables on ``device``, computed anew."""
@@ -501,6 +504,9 @@ def grid_positions(
     rows = torch.arange(height, device=device)
     cols = torch.arange(height if width is None else width, device=device)
     return torch.cartesian_prod(rows, cols)
+
+
+_captured: dict[tuple[FocalKeys, str], KeyTables] = {}
 
 
 @lru_cache(maxsize=MAX_CACHED_TABLES)

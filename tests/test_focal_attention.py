@@ -69,7 +69,8 @@ def run(packed, keys, bias, backend, **kwargs):
 def chunk_size(request, monkeypatch):
     """All windows and heads at once, and a few at a time with a smaller rest at the end."""
     if request.param == 'chunks':
-        monkeypatch.setattr(gather_sdpa_module, 'CPU_CHUNK_BYTES', 20_000)
+        for name in ('CPU_CHUNK_BYTES', 'DEVICE_CHUNK_BYTES'):
+            monkeypatch.setattr(gather_sdpa_module, name, 20_000)
         if 'triton' in BACKENDS:
             from mmfocal.ops.triton import backward_pass
 
@@ -327,6 +328,23 @@ def test_gradient_of_one_argument_alone(backend, needed):
         out, wanted, expected = run(packed.detach(), keys, bias, backend), bias, expected[1]
     (grad,) = torch.autograd.grad(out.sum(), wanted)
     torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_no_images_give_nothing(backend):
+    packed, keys, bias = random_case(GEOMETRIES['published'], (4, 9), 0, dtype=torch.float32)
+    out = run(packed, keys, bias, backend)
+    assert out.shape == (0, keys.num_map_tokens, 3, HEAD_DIM)
+    grads = torch.autograd.grad(out.sum(), (packed, bias))
+    assert grads[0].shape == packed.shape and torch.equal(grads[1], torch.zeros_like(bias))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_scale_may_be_an_integer(backend):
+    packed, keys, bias = random_case(GEOMETRIES['local'], (3, 4), dtype=torch.float32)
+    for scale in (1, 0.3, 2):
+        out = run(packed, keys, bias, backend, scale=scale)
+        assert torch.equal(out, run(packed, keys, bias, backend, scale=float(scale)))
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

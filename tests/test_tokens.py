@@ -1,14 +1,12 @@
 """The fused tokens against PyTorch's, in outputs, gradients and places where they are not used.
 
-The kernels need a GPU, or Triton's interpreter: ``test_interpreted_kernels_pass`` runs this file
-in it.
+The kernels need a GPU, or Triton's interpreter, in which ``test_interpreted_kernels_pass`` of
+test_triton.py runs this file.
 """
 
 import copy
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,9 +25,15 @@ from mmfocal.ops import focal_tokens, pools_whole_windows, serves
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-needs_kernels = pytest.mark.skipif(
-    not serves('auto', DEVICE, torch.float32),
-    reason='the kernels run on a GPU, and in an interpreter that another test starts',
+HAS_KERNELS = serves('auto', DEVICE, torch.float32)
+# On a GPU they are for it.
+needs_kernels = (
+    pytest.mark.gpu
+    if HAS_KERNELS and DEVICE.type == 'cuda'
+    else pytest.mark.skipif(
+        not HAS_KERNELS,
+        reason='the kernels run on a GPU, and in an interpreter that another test starts',
+    )
 )
 BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu)  # the interpreter cuts digits off
 
@@ -301,7 +305,8 @@ def test_everything_else_is_computed_in_pytorch(geometry, settings, monkeypatch)
     x, keys = torch.randn(1, 9, 8, 16, device=DEVICE), layer.geometry.keys(9, 8)
     expected = layer._tokens(x, keys)
     fusable(monkeypatch)
-    assert torch.equal(layer._tokens(x, keys), expected)
+    fused = attention_module.serves(layer.backend)
+    assert torch.equal(layer._tokens(x, keys, fused), expected)
     assert expected.shape == (1, keys.num_tokens, 16)
 
 
@@ -320,7 +325,7 @@ def test_hooks_of_the_pooling_are_called(monkeypatch):
     x, keys, seen = torch.randn(1, 9, 8, 16, device=DEVICE), layer.geometry.keys(9, 8), []
     layer.pools[0].register_forward_hook(lambda module, args, out: seen.append(out))
     fusable(monkeypatch)
-    out = layer._tokens(x, keys)
+    out = layer._tokens(x, keys, fused=True)
     assert torch.equal(seen[0].flatten(1, 2), out[:, keys.num_map_tokens :])
 
 
@@ -345,25 +350,10 @@ def test_compiled_layers_are_pytorch_alone(monkeypatch):
     """Inductor fuses these operators itself."""
     layer = layer_of()
     x, keys = torch.randn(2, 9, 8, 16, device=DEVICE), layer.geometry.keys(9, 8)
-    with monkeypatch.context() as patch:
-        patch.setattr(attention_module, 'serves', lambda *of_map: False)
-        expected = layer(x, keys)
+    expected = layer._tokens(x, keys)
     fusable(monkeypatch)
-    compiled = torch.compile(layer, backend='eager', fullgraph=True)
-    assert torch.equal(compiled(x, keys), expected)
-
-
-@pytest.mark.skipif(INTERPRETED, reason='this is the interpreter')
-def test_interpreted_kernels_pass():
-    """The interpreter is chosen when kernels are defined, hence a process of its own."""
-    pytest.importorskip('triton', reason='Triton is not installed')
-    env = {**os.environ, 'TRITON_INTERPRET': '1', 'OMP_NUM_THREADS': '1'}
-    env['CUDA_VISIBLE_DEVICES'] = ''
-    command = [sys.executable, '-m', 'pytest', Path(__file__), '--show-capture=no', '-rf']
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    passed = re.search(r'(\d+) passed', done.stdout)
-    assert done.returncode == 0 and passed, done.stdout[-3000:] + done.stderr[-3000:]
-    assert int(passed[1]) >= 40
+    compiled = torch.compile(layer._tokens, backend='eager', fullgraph=True)
+    assert torch.equal(compiled(x, keys, fused=True), expected)
 
 
 # --- Compiled without a GPU -------------------------------------------------------------------

@@ -57,8 +57,9 @@ needs_interpreter = pytest.mark.skipif(
         ),
         (['tests/test_checkpoint.py', '-k', 'triton and three_levels and small'], 1),
         (['tests/test_table_bias.py'], 10),
+        (['tests/test_tokens.py'], 40),
     ],
-    ids=['semantics', 'golden case', 'position bias'],
+    ids=['semantics', 'golden case', 'position bias', 'tokens'],
 )
 def test_interpreted_kernels_pass(arguments, at_least):
     """The interpreter is chosen when kernels are defined, hence a process of its own."""

@@ -316,8 +316,8 @@ def machine(device: torch.device) -> dict[str, str | int]:
     processor = platform.processor() or platform.machine()
     if (cpuinfo := Path('/proc/cpuinfo')).exists():
         lines = cpuinfo.read_text().splitlines()
-        names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-        processor = names[0] if names else processor
+        models = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+        processor = models[0] if models else processor
     gpu = {}
     if device.type == 'cuda':
         gpu = {'GPU': torch.cuda.get_device_name(device), 'CUDA': torch.version.cuda}

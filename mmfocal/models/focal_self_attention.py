@@ -69,7 +69,7 @@ class FocalSelfAttention(BaseModule):
         if isinstance(geometry, ClosestGeometry):
             self.position_bias = CoordinatePositionBias(geometry, num_heads, self.head_dims)
         else:
-            self.position_bias = FocalPositionBias(geometry, num_heads, backend)
+            self.position_bias = FocalPositionBias(geometry, num_heads)
         self.qkv = nn.Linear(embed_dims, embed_dims * 3, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -86,25 +86,26 @@ class FocalSelfAttention(BaseModule):
         """
         batch, height, width, channels = x.shape
         padded_height, padded_width = keys.padded_size
-        tokens = self._tokens(x, keys)
+        dropout = self.attn_drop if self.training else 0.0
+        fused = serves(self.backend, x.device, x.dtype, self.head_dims, dropout > 0)
+        tokens = self._tokens(x, keys, fused)
         out = focal_attention(
             self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dims)),
             keys,
-            self.position_bias(keys),
+            self.position_bias(keys, fused),
             scale=self.scale,
-            dropout_p=self.attn_drop if self.training else 0.0,
+            dropout_p=dropout,
             backend=self.backend,
         )
         out = out.reshape(batch, padded_height, padded_width, channels)[:, :height, :width]
         return self.proj_drop(self.proj(out))
 
-    def _tokens(self, x: Tensor, keys: FocalKeys) -> Tensor:
-        """The padded map and its pooled maps, ``(B, L, C)``, in one kernel where there is one."""
+    def _tokens(self, x: Tensor, keys: FocalKeys, fused: bool = False) -> Tensor:
+        """The padded map and its pooled maps, ``(B, L, C)``; in one kernel if ``fused``."""
         # What compiles makes as few kernels of what is below.
-        compiling = torch.compiler.is_compiling()
-        if self._pools_plainly and not compiling and serves(self.backend, x.device, x.dtype):
+        if fused and self._pools_plainly and not torch.compiler.is_compiling():
             (pool,) = self.pools
-            if not (pool._forward_hooks or pool._forward_pre_hooks):  # which want to see it called
+            if type(pool) is FocalPooling and not _is_watched(pool):
                 return focal_tokens(x, keys, pool.weight, pool.bias)
         height, width = x.shape[1:3]
         padded_height, padded_width = keys.padded_size
@@ -117,3 +118,14 @@ class FocalSelfAttention(BaseModule):
         if self.pools and self.geometry.shift_size > 0:
             x = x.roll((-self.geometry.shift_size,) * 2, dims=(1, 2))
         return [pool(x, keys.grid) for pool in self.pools]
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody's hooks want to see a module called."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or nn.modules.module._has_any_global_hook()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmfocal.closest_keys import ClosestGeometry, ClosestKeys
 from mmfocal.geometry import FocalGeometry, FocalKeys
-from mmfocal.ops import relative_position_index, serves, table_bias
+from mmfocal.ops import relative_position_index, table_bias
 
 
 class FocalPositionBias(BaseModule):
@@ -36,19 +36,14 @@ class FocalPositionBias(BaseModule):
     Args:
         geometry: settings of the attention.
         num_heads: number of heads ``nH``.
-        backend: of attention, which says whether the bias may be made by a kernel.
         init_cfg: as in mmengine.
     """
 
     def __init__(
-        self,
-        geometry: FocalGeometry,
-        num_heads: int,
-        backend: str = 'auto',
-        init_cfg: dict | list | None = None,
+        self, geometry: FocalGeometry, num_heads: int, init_cfg: dict | list | None = None
     ) -> None:
         super().__init__(init_cfg)
-        self.geometry, self.backend = geometry, backend
+        self.geometry = geometry
         window = geometry.window_size
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window - 1) ** 2, num_heads)
@@ -81,11 +76,12 @@ class FocalPositionBias(BaseModule):
         # Not persistent: it follows from the settings, and checkpoints stay free of it.
         self.register_buffer(name, index, persistent=False)
 
-    def forward(self, keys: FocalKeys | None = None) -> Tensor:
+    def forward(self, keys: FocalKeys | None = None, fused: bool = False) -> Tensor:
         """The bias in the key order of :class:`~mmfocal.geometry.FocalKeys`.
 
         Args:
             keys: not needed, as maps of all sizes have the same.
+            fused: whether a kernel makes it, see :func:`mmfocal.ops.table_bias`.
 
         Returns:
             float ``(nH, Wh * Ww, N)``, in the precision of the tables.
@@ -94,10 +90,7 @@ class FocalPositionBias(BaseModule):
         if self.relative_position_bias_table_to_neighbors is not None:
             tables.append(self.relative_position_bias_table_to_neighbors)
         tables += self.relative_position_bias_table_to_windows
-        device, dtype = tables[0].device, tables[0].dtype
-        if serves(self.backend, device, dtype):
-            return table_bias(tables, self.geometry)
-        return self._gathered(tables)
+        return table_bias(tables, self.geometry) if fused else self._gathered(tables)
 
     def _gathered(self, tables: list[Tensor]) -> Tensor:
         """The bias by operators of PyTorch."""
@@ -157,11 +150,12 @@ class CoordinatePositionBias(BaseModule):
                 coordinates = of_windows + self.query_offsets[:, None]
                 self.coordinates.register_buffer(str(level), coordinates)
 
-    def forward(self, keys: ClosestKeys) -> Tensor:
+    def forward(self, keys: ClosestKeys, fused: bool = False) -> Tensor:
         """The bias of each column of ``keys``.
 
         Args:
             keys: of the map.
+            fused: makes no difference here.
 
         Returns:
             float ``(nH, Wh * Ww, columns)``, in the precision of the parameters.

@@ -22,7 +22,7 @@ from mmfocal.closest_keys import ClosestGeometry, ClosestKeys
 from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
 
 from . import gather_sdpa, triton
-from .eager import runs_eagerly
+from .eager import once, refuse_to_differentiate, runs_eagerly
 from .reference import focal_attention_reference
 
 
@@ -108,11 +108,11 @@ def focal_attention(
     have ``columns``, ``bias[:, i, columns[w, j]]`` is added: windows differ in their bias then.
 
     All backends sum and take the softmax in float32 at least. ``reference`` is these lines in
-    PyTorch and keeps all scores for the backward pass. The fused backends keep their arguments,
-    their output, and at most one float32 number for each query and head and the bias once more,
-    and compute the weights again in the backward pass. Their results are the same in every run. They are differentiable
-    once, and decline dropout, which they could not repeat in the backward pass. Under autocast
-    ``qkv`` is cast to its dtype and ``bias`` is left as it is.
+    PyTorch and keeps all scores for the backward pass. The fused backends keep their arguments and
+    their output, and ``triton`` also a float32 number for each query and head, and the bias as it
+    reads it; they compute the weights again in the backward pass. Their results are the same in
+    every run. They are differentiable once, and decline dropout, which they could not repeat in
+    the backward pass. Under autocast ``qkv`` is cast to its dtype and ``bias`` is left as it is.
 
     Args:
         qkv: float ``(B, L, 3, nH, D)``, queries, keys and values as one projection gives them. The
@@ -136,8 +136,7 @@ def focal_attention(
         ValueError: shapes that do not fit each other or ``keys``, an unknown backend, or a
             backend that cannot take this call; the message says why.
     """
-    if scale is None:
-        scale = qkv.shape[-1] ** -0.5
+    scale = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
     _check(qkv, keys, bias, dropout_p)
     # The choice needs plain values, where a compiled graph may have symbols.
     head_dim = index(qkv.shape[-1])
@@ -172,20 +171,8 @@ class _FocalAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         needs_qkv, needs_bias = ctx.needs_input_grad[:2]
-        # Somebody who wants gradients of gradients must learn that there are none.
-        gradients = _Gradients.apply if torch.is_grad_enabled() else _gradients
-        grad_qkv, grad_bias = gradients(grad_out, *ctx.saved_tensors, *ctx.call, needs_bias)
+        grad_qkv, grad_bias = once(_gradients, grad_out, *ctx.saved_tensors, *ctx.call, needs_bias)
         return grad_qkv if needs_qkv else None, grad_bias if needs_bias else None, None, None, None
-
-
-class _Gradients(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        return _gradients(*arguments)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        _refuse_to_differentiate(ctx, *grads)
 
 
 def _gradients(
@@ -368,15 +355,8 @@ def _differentiate(ctx: Any, grad_out: Tensor | None, *kept: None) -> tuple[Tens
     return grad_qkv, grad_bias, *(None for _ in ctx.call)
 
 
-def _refuse_to_differentiate(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        'the fused backends of focal attention are differentiable once; for gradients of '
-        "gradients take backend='reference'"
-    )
-
-
 torch.library.register_autograd('mmfocal::focal_attention', _differentiate, setup_context=_save)
-torch.library.register_autograd('mmfocal::focal_attention_backward', _refuse_to_differentiate)
+torch.library.register_autograd('mmfocal::focal_attention_backward', refuse_to_differentiate)
 
 
 def _under_autocast(qkv: Tensor, bias: Tensor, *call: object) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mmfocal.geometry import FocalGeometry
 
-from .eager import runs_eagerly
+from .eager import once, refuse_to_differentiate, runs_eagerly
 
 
 def table_bias(tables: Sequence[Tensor], geometry: FocalGeometry) -> Tensor:
@@ -53,7 +52,7 @@ class Listings(NamedTuple):
     offsets: Tensor  # int32 (numbers + 1,): where the places of each begin in `entries`
 
 
-@lru_cache
+@cache  # few, and CUDA graphs read them where they are
 def listings_of(geometry: FocalGeometry, num_heads: int, device: torch.device) -> Listings:
     """The listings on a device, made once."""
     with torch.inference_mode(False), torch.no_grad():
@@ -128,9 +127,8 @@ class _TableBias(torch.autograd.Function):
         return bias
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _sum(grad, *ctx.saved_tensors, *ctx.call), None, None
+        return once(_sum, grad, *ctx.saved_tensors, *ctx.call), None, None
 
 
 def _gather(table: Tensor, geometry: FocalGeometry, num_heads: int) -> Tensor:
@@ -198,3 +196,4 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
 
 
 torch.library.register_autograd('mmfocal::table_bias', _differentiate, setup_context=_save)
+torch.library.register_autograd('mmfocal::table_bias_backward', refuse_to_differentiate)

@@ -18,12 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from mmfocal.geometry import FocalKeys, WindowGeometry
 
-from .eager import runs_eagerly
+from .eager import once, refuse_to_differentiate, runs_eagerly
 
 MAX_PLACES = 256  # tokens of a window, which a program holds at once
 
@@ -69,7 +68,9 @@ def focal_tokens(x: Tensor, keys: FocalKeys, weight: Tensor, bias: Tensor) -> Te
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     call = (x, weight, bias, keys.geometry.window_size, dtype)
-    return (_FocalTokens.apply if runs_eagerly(x) else torch.ops.mmfocal.focal_tokens)(*call)
+    if runs_eagerly(x, weight, bias):
+        return _FocalTokens.apply(*call)
+    return torch.ops.mmfocal.focal_tokens(*call)
 
 
 @cache
@@ -137,10 +138,11 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _differentiate(ctx: Any, grad_tokens: Tensor) -> tuple[Tensor | None, ...]:
     x_needs_grad, *pool_needs_grad, _, _ = ctx.needs_input_grad
-    backward = _backward if runs_eagerly(grad_tokens) else torch.ops.mmfocal.focal_tokens_backward
-    grads = backward(
-        grad_tokens, *ctx.saved_tensors, *ctx.call, x_needs_grad, any(pool_needs_grad)
-    )
+    call = (grad_tokens, *ctx.saved_tensors, *ctx.call, x_needs_grad, any(pool_needs_grad))
+    if runs_eagerly(grad_tokens):
+        grads = once(_backward, *call)
+    else:
+        grads = torch.ops.mmfocal.focal_tokens_backward(*call)
     needed = zip(grads, ctx.needs_input_grad[:3], strict=True)
     return *[grad if need else None for grad, need in needed], None, None
 
@@ -154,7 +156,7 @@ class _FocalTokens(torch.autograd.Function):
         _save(ctx, inputs, tokens)
         return tokens
 
-    backward = staticmethod(once_differentiable(_differentiate))
+    backward = staticmethod(_differentiate)
 
 
 torch.library.define(
@@ -191,15 +193,8 @@ def _fake_backward(
     return _empty_grads(tokens, weight, height, width, *options)
 
 
-def _refuse_to_differentiate(ctx: Any, *grads: Tensor) -> None:
-    raise RuntimeError(
-        'fused tokens are differentiable once; for gradients of gradients take '
-        "attention_backend='reference'"
-    )
-
-
 torch.library.register_autograd('mmfocal::focal_tokens', _differentiate, setup_context=_save)
-torch.library.register_autograd('mmfocal::focal_tokens_backward', _refuse_to_differentiate)
+torch.library.register_autograd('mmfocal::focal_tokens_backward', refuse_to_differentiate)
 
 
 @register_flop_formula(torch.ops.mmfocal.focal_tokens)

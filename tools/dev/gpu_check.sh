@@ -39,7 +39,7 @@ mapfile -t files < <(grep -l 'mark\.gpu' tests/test_*.py)
 # By group: the runs of training that some tests look at are made by one process alone. Names of
 # what fails are printed at once, should the time of the machine end.
 step tests "$python" -m pytest -m gpu -n "$workers" --dist loadgroup -v --durations 10 \
-  -p no:cacheprovider "${files[@]}"
+  "${files[@]}"
 benchmark benchmark --parts models memory op limits
 benchmark reference --parts models memory --models "$focal, reference" "$focal" \
   --backends auto reference

@@ -47,20 +47,24 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
 
 
 @torch.compiler.assume_constant_result
-def serves(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether what surrounds attention runs on kernels, too.
+def serves(
+    backend: str, device: torch.device, dtype: torch.dtype, head_dim: int = 1, drops: bool = False
+) -> bool:
+    """Whether what surrounds attention runs on kernels, too: where attention itself does.
 
     Args:
         backend: of attention, or ``'auto'``: who asks for another has PyTorch everywhere.
         device: of the tensors.
         dtype: of the tensors.
+        head_dim: channels of a head.
+        drops: whether attention weights are dropped.
     """
-    return _serves(backend, device, dtype)
+    return backend in ('auto', 'triton') and not drops and _takes(device, dtype, head_dim)
 
 
 @lru_cache
-def _serves(backend: str, device: torch.device, dtype: torch.dtype) -> bool:
-    return backend in ('auto', 'triton') and why_not(device, dtype, head_dim=1) is None
+def _takes(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    return why_not(device, dtype, head_dim) is None
 
 
 def _names(dtypes: object) -> str:

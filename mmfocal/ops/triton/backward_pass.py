@@ -516,6 +516,8 @@ def run_backward(
 ) -> tuple[Tensor, Tensor]:
     """Launches the kernels; arguments and result as in :func:`mmfocal.ops.triton.backward`."""
     qkv, layout = qkv.contiguous(), layout_of(keys, qkv.device)
+    if not len(qkv):
+        return torch.empty_like(qkv), bias.new_zeros(bias.shape)
     call = _Pass(
         grad_out.contiguous(),
         qkv,

@@ -31,7 +31,8 @@ def gather_bias_kernel(
         second = tl.load(second_ptr + places, mask=there, other=-1)
         other = tl.load(table_ptr + second, mask=second >= 0, other=0.0).to(tl.float32)
         larger = tl.maximum(bias, other, propagate_nan=tl.PropagateNan.ALL)
-        both = larger + tl.log(tl.exp(bias - larger) + tl.exp(other - larger))
+        shift = tl.where(tl.abs(larger) == float('inf'), 0.0, larger)
+        both = shift + tl.log(tl.exp(bias - shift) + tl.exp(other - shift))
         bias = tl.where(second >= 0, both, bias)
     tl.store(bias_ptr + places, bias.to(bias_ptr.dtype.element_ty), mask=there)
 

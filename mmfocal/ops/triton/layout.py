@@ -122,8 +122,9 @@ class Layouts:
         self._bytes += layout.bytes()
         _finish(device)
         while self._bytes > LAYOUT_BYTES and len(self._made) > 1:
-            _, oldest = self._made.popitem(last=False)
+            (_, its_device), oldest = self._made.popitem(last=False)
             self._bytes -= oldest.bytes()
+            _finish(its_device)
         return layout
 
 

@@ -14,16 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launching import kernel, launch
+from .launching import ceil_div, kernel, launch
+from .layout import SUM_LAUNCH
 
 # Numbers of a window's tile of places and channels that a program holds at most, and a thread.
-TILE, OF_THREAD = 8192, 16
+MAX_NUMBERS, OF_THREAD = 8192, 16
 MIN_CHANNELS, MAX_CHANNELS = 16, 128  # of a tile; rows of 64 to 512 bytes in float32
 MAX_WARPS = 8
 # Most programs of the backward kernel, each with partial sums of the parameters' gradients: some
 # times as many as a GPU holds at once, so that those that start last are soon done.
 BACKWARD_PROGRAMS = 4096
-SUM_BLOCK, SUM_OPTIONS = 1024, dict(num_warps=4)
+SUM_BLOCK = 1024
 
 
 @triton.jit
@@ -193,11 +194,11 @@ def plan_of(batch: int, height: int, width: int, channels: int, window: int) -> 
     """How the kernels are launched for a map ``(B, H, W, C)``."""
     places = max(16, triton.next_power_of_2(window * window))
     block = channels & -channels  # the largest power of two that divides it: without a rest
-    block = max(MIN_CHANNELS, min(block, MAX_CHANNELS, TILE // places))
+    block = max(MIN_CHANNELS, min(block, MAX_CHANNELS, MAX_NUMBERS // places))
     warps = min(MAX_WARPS, max(1, places * block // OF_THREAD // 32))
-    rows, cols = triton.cdiv(height, window), triton.cdiv(width, window)
-    blocks, windows = triton.cdiv(channels, block), batch * rows * cols
-    per_run = max(1, triton.cdiv(windows * blocks, BACKWARD_PROGRAMS))
+    rows, cols = ceil_div(height, window), ceil_div(width, window)
+    blocks, windows = ceil_div(channels, block), batch * rows * cols
+    per_run = max(1, ceil_div(windows * blocks, BACKWARD_PROGRAMS))
     return Plan(
         rows=rows,
         cols=cols,
@@ -206,7 +207,7 @@ def plan_of(batch: int, height: int, width: int, channels: int, window: int) -> 
         blocks=blocks,
         windows=windows,
         windows_per_run=per_run,
-        runs=triton.cdiv(windows, per_run),
+        runs=ceil_div(windows, per_run),
     )
 
 
@@ -275,5 +276,5 @@ def run_backward(
                 (partial, grad_weight, grad_bias),
                 (programs,),
                 dict(WINDOW=window_size, SUM_BLOCK=SUM_BLOCK),
-                SUM_OPTIONS,
+                SUM_LAUNCH.options(),
             )
