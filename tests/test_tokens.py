@@ -375,7 +375,8 @@ def compile_for(name, architecture, x_dtype, dtype, channels, window):
     constants, options = plan.constants | dict(X_GRAD=True, POOL_GRAD=True), plan.options
     if name == 'sum_partials_kernel':
         constants = dict(WINDOW=window, SUM_BLOCK=tokens_pass.SUM_BLOCK)
-        options = tokens_pass.SUM_OPTIONS
+        launch = tokens_pass.SUM_LAUNCH
+        options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages)
     names = function.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     types = dict.fromkeys((n for n in names if n.endswith('_ptr')), '*fp32')
