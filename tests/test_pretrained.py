@@ -556,7 +556,8 @@ def test_window_tables_keep_heads_apart():
     got = resizing.resize_window_table(table, 12, 'bilinear')
     assert got.shape == (23**2, 3)
     want = resizing.resize_grid(table[:, 1][None], 23, 'bilinear')[0]
-    assert torch.equal(got[:, 1], want)
+    # Libraries of products sum in another order for three heads than for one.
+    torch.testing.assert_close(got[:, 1], want, rtol=1e-12, atol=1e-12)
 
 
 def test_pooling_keeps_its_sum():

@@ -7,6 +7,7 @@ test_triton.py runs this file.
 import copy
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -201,7 +202,7 @@ def test_there_are_three_launches(monkeypatch):
         lambda function, *args: (launched.append(function), launch(function, *args)),
     )
     layer, x, keys, upstream = case((6, 8))
-    tokens_and_grads(layer, x, keys, upstream, FocalSelfAttention._tokens)
+    tokens_and_grads(layer, x, keys, upstream, partial(FocalSelfAttention._tokens, fused=True))
     kernels = 'tokens_kernel', 'tokens_grad_kernel', 'sum_partials_kernel'
     assert launched == [getattr(tokens_pass, name) for name in kernels]
 
@@ -262,7 +263,7 @@ def test_registered_operators_are_sound():
 def test_gradients_of_gradients_are_refused():
     layer, x, keys, _ = case((6, 8))
     (grad,) = torch.autograd.grad(fused(layer, x, keys).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='differentiate twice'):
+    with pytest.raises(RuntimeError, match=r"differentiable once; .*backend='reference'"):
         grad.sum().backward()
 
 

@@ -92,7 +92,7 @@ class FocalSelfAttention(BaseModule):
         out = focal_attention(
             self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dims)),
             keys,
-            self.position_bias(keys, fused),
+            self.position_bias(keys, fused=fused),
             scale=self.scale,
             dropout_p=dropout,
             backend=self.backend,
