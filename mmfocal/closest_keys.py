@@ -13,7 +13,7 @@ Source: ``get_topk_closest_indice`` and ``WindowAttention`` of the authors'
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from math import ceil, isqrt
 from typing import ClassVar
 
@@ -78,7 +78,7 @@ class ClosestKeys(FocalKeys):
             return super().tables(device).offsets
         # Their number follows from the choice of keys, which is no part of a compiled graph.
         levels = range(self.geometry.focal_level)
-        call = (*self.map_size, list(astuple(self.geometry)), torch.device(device))
+        call = (*self.map_size, list(self.geometry.values()), torch.device(device))
         return tuple(torch.ops.mmfocal.key_offsets(*call, level) for level in levels)
 
     @torch.compiler.disable  # The reference backend alone asks for it there.

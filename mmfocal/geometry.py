@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
+from types import EllipsisType
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ class KeyTables:
     columns: Tensor | None = None
     offsets: tuple[Tensor, ...] = ()
 
-    def allowed(self, windows: Tensor | slice = slice(None)) -> Tensor:
+    def allowed(self, windows: Tensor | slice | EllipsisType = ...) -> Tensor:
         """Which query may see which key, in all windows or those at ``windows``.
 
         Returns:
@@ -278,6 +279,13 @@ class WindowGeometry:
     window_size: int
     shift_size: int
     focal_level: int
+
+    def values(self) -> tuple[int | str, ...]:
+        """All settings in their order, from which the class makes the same again.
+
+        As :func:`dataclasses.astuple`, whose copies torch.compile cannot make of symbols.
+        """
+        return tuple(getattr(self, name) for name in self.__match_args__)
 
     def check_windows(self, *integers: str) -> None:
         """Raises for values that no window can have.

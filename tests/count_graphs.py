@@ -30,7 +30,7 @@ def count_graphs(
     """
     torch._dynamo.reset()
     counters.clear()
-    model.compile_blocks(backend='eager')
+    model.compile_blocks(backend='eager', fullgraph=True)
     graphs = []
     for i, size in enumerate(sizes):
         images = torch.randn(batches[i % len(batches)], 3, *size)

@@ -270,6 +270,27 @@ def test_compiled_blocks_serve_every_size():
         compiler_and_eager_agree(model, compiled, torch.randn(2, 3, *size))
 
 
+ONE_BLOCK = dict(
+    arch=dict(embed_dims=8, depths=(1,), num_heads=(2,)), focal_stages=(0,), out_indices=(0,)
+)
+
+
+def train_in_whole_graphs(model):
+    """Training steps in mixed precision; raises where a block is more than one graph."""
+    torch._dynamo.reset()
+    model.compile_blocks(backend='eager', fullgraph=True)
+    for size in ((60, 100), (56, 112)):
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            outs = model(torch.randn(2, 3, *size))
+        sum(out.float().square().sum() for out in outs).backward()
+    assert not [name for name, p in model.named_parameters() if not p.grad.any()]
+
+
+@pytest.mark.parametrize('name', ['shift', 'conv-pool', 'layer-scale', 'drop', 'checkpointed'])
+def test_compiled_blocks_are_whole_graphs_in_training(name):
+    train_in_whole_graphs(small(**ONE_BLOCK, focal_windows=3, **SETTINGS[name]))
+
+
 def test_compiled_blocks_make_a_bounded_number_of_graphs():
     arch = dict(embed_dims=8, depths=(2,), num_heads=(2,))
     model = small(arch=arch, focal_stages=(0,), focal_windows=3, out_indices=(0,)).eval()
@@ -279,4 +300,4 @@ def test_compiled_blocks_make_a_bounded_number_of_graphs():
     graphs = count_graphs(model, [*first, (81, 47), (61, 62), (112, 28)], (1, 2))
     assert not limit_was_hit(), 'some blocks run as they are'
     assert graphs[0] == 1, 'blocks of a stage share their graphs'
-    assert graphs[-1] <= 8, graphs
+    assert graphs[-1] <= 10, list(graphs)  # PyTorch 2.13 makes 7, 2.11 makes 9

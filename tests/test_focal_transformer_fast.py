@@ -3,7 +3,13 @@
 import pytest
 import torch
 from mmengine.registry import MODELS
-from test_focal_transformer import TINY, compiler_and_eager_agree, needs_compiler
+from test_focal_transformer import (
+    ONE_BLOCK,
+    TINY,
+    compiler_and_eager_agree,
+    needs_compiler,
+    train_in_whole_graphs,
+)
 
 from mmfocal import FocalTransformerFast
 from mmfocal.models.focal_self_attention import FocalSelfAttention
@@ -104,6 +110,10 @@ def test_compiled_backbone_is_one_graph_and_the_eager_one():
     model = small(arch=arch, use_shift=True, focal_stages=(0,), out_indices=(0,))
     compiled = torch.compile(model, fullgraph=True)
     compiler_and_eager_agree(model, compiled, torch.randn(2, 3, 60, 100))
+
+
+def test_compiled_blocks_are_whole_graphs_in_training():
+    train_in_whole_graphs(small(**ONE_BLOCK))
 
 
 @needs_compiler

@@ -5,7 +5,6 @@ there is one.
 """
 
 import math
-from dataclasses import astuple
 
 import pytest
 import torch
@@ -96,7 +95,7 @@ def test_it_is_differentiable_once():
 
 def test_registration_is_sound():
     geometry = GEOMETRIES['published']
-    *numbers, border = astuple(geometry)
+    *numbers, border = geometry.values()
     size = len(listings_of(geometry, 3, DEVICE).offsets) - 1
     table = torch.randn(size, device=DEVICE, requires_grad=True)
     opcheck(torch.ops.mmfocal.table_bias, (table, numbers, border, 3))
@@ -105,6 +104,6 @@ def test_registration_is_sound():
 def test_both_ways_in_give_the_same():
     bias = bias_of(GEOMETRIES['published'])
     flat = torch.cat([table.flatten() for table in bias.parameters()])
-    *numbers, border = astuple(GEOMETRIES['published'])
+    *numbers, border = GEOMETRIES['published'].values()
     through_dispatcher = torch.ops.mmfocal.table_bias(flat, numbers, border, 3)
     assert torch.equal(table_bias([*bias.parameters()], bias.geometry), through_dispatcher)

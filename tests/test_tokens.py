@@ -347,14 +347,20 @@ def test_maps_that_the_kernels_do_not_take():
         assert not serves('auto', torch.device('cpu'), torch.float32)
 
 
-def test_compiled_layers_are_pytorch_alone(monkeypatch):
-    """Inductor fuses these operators itself."""
+def test_compiled_layers_hold_the_op_whole():
     layer = layer_of()
     x, keys = torch.randn(2, 9, 8, 16, device=DEVICE), layer.geometry.keys(9, 8)
     expected = layer._tokens(x, keys)
-    fusable(monkeypatch)
-    compiled = torch.compile(layer._tokens, backend='eager', fullgraph=True)
-    assert torch.equal(compiled(x, keys, fused=True), expected)
+    targets = []
+
+    def record(graph, example_inputs):
+        targets.extend(node.target for node in graph.graph.nodes)
+        return graph.forward if HAS_KERNELS else lambda *inputs: (expected,)
+
+    compiled = torch.compile(layer._tokens, backend=record, fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x, keys, fused=True), expected)
+    assert targets.count(torch.ops.mmfocal.focal_tokens) == 1
+    assert torch.nn.functional.pad not in targets and torch.cat not in targets
 
 
 # --- Compiled without a GPU -------------------------------------------------------------------

@@ -176,7 +176,11 @@ def compile_for(kernel, dtype, architecture, **shape):
         constexprs={(names.index(n),): value for n, value in constants.items()},
         attrs={(names.index(n),): [['tt.divisibility', 16]] for n in pointers},
     )
-    options = {name: value for name, value in launch.options().items() if value is not None}
+    options = {
+        name: value
+        for name, value in launch.options(shape['BLOCK_DIM']).items()
+        if value is not None
+    }
     made = triton.compile(source, target=GPUTarget('cuda', architecture, 32), options=options)
     report = assemble(made.asm['ptx'])
     spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', report)
@@ -222,9 +226,10 @@ def test_kernels_compile_to_what_was_planned(kernel, dtype, architecture):
     made = compile_for(kernel, dtype, architecture)
     loops = 2 if kernel in ('forward', 'query gradient') else 1  # all seen, and masked
     if dtype.itemsize == 2:
-        assert made.spilled_bytes == 0
-        # Four programs of four warps share the 65,536 registers of a multiprocessor, or two.
-        assert made.registers <= (255 if kernel == 'key gradient' else 128)
+        # Four programs of four warps share the 65,536 registers of a multiprocessor, or three,
+        # which gains more than a few bytes of spills cost.
+        assert made.spilled_bytes <= 24
+        assert made.registers <= (168 if kernel == 'key gradient' else 128)
         # Of each score one exponential is taken, not two to change its layout; and in the forward
         # pass one of each row's largest score.
         scores = loops * 64 * 64 // 128
@@ -250,7 +255,7 @@ def test_kernels_compile_to_what_was_planned(kernel, dtype, architecture):
 @pytest.mark.parametrize('kernel', KERNELS)
 def test_kernels_compile_for_other_shapes(kernel, shape):
     made = compile_for(kernel, torch.bfloat16, 90, **shape)
-    assert made.spilled_bytes <= 64  # masks of channels and wide heads need a little more
+    assert made.spilled_bytes <= 80  # masks of channels need a little more
 
 
 def test_compiled_shape_is_that_of_the_detection_setting():

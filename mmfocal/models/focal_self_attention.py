@@ -87,7 +87,9 @@ class FocalSelfAttention(BaseModule):
         batch, height, width, channels = x.shape
         padded_height, padded_width = keys.padded_size
         dropout = self.attn_drop if self.training else 0.0
-        fused = serves(self.backend, x.device, x.dtype, self.head_dims, dropout > 0)
+        # A plain value: to a compiled graph for symbolic sizes the rate is a symbol as well.
+        drops = True if dropout > 0 else False  # noqa: SIM210
+        fused = serves(self.backend, x.device, x.dtype, self.head_dims, drops)
         tokens = self._tokens(x, keys, fused)
         out = focal_attention(
             self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dims)),
@@ -102,8 +104,7 @@ class FocalSelfAttention(BaseModule):
 
     def _tokens(self, x: Tensor, keys: FocalKeys, fused: bool = False) -> Tensor:
         """The padded map and its pooled maps, ``(B, L, C)``; in one kernel if ``fused``."""
-        # What compiles makes as few kernels of what is below.
-        if fused and self._pools_plainly and not torch.compiler.is_compiling():
+        if fused and self._pools_plainly:
             (pool,) = self.pools
             if type(pool) is FocalPooling and not _is_watched(pool):
                 return focal_tokens(x, keys, pool.weight, pool.bias)

@@ -89,7 +89,8 @@ class FocalPositionBias(BaseModule):
         tables = [self.relative_position_bias_table]
         if self.relative_position_bias_table_to_neighbors is not None:
             tables.append(self.relative_position_bias_table_to_neighbors)
-        tables += self.relative_position_bias_table_to_windows
+        for table in self.relative_position_bias_table_to_windows:
+            tables.append(table)
         return table_bias(tables, self.geometry) if fused else self._gathered(tables)
 
     def _gathered(self, tables: list[Tensor]) -> Tensor:

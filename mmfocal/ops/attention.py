@@ -8,7 +8,6 @@ in as numbers, and the tables of keys are looked up behind the op, never traced.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
 from functools import lru_cache
 from operator import index
 from typing import Any, NamedTuple
@@ -259,8 +258,8 @@ CLOSEST = 'closest'
 
 def _as_numbers(keys: FocalKeys) -> tuple[int, int, list[int], str]:
     if isinstance(keys.geometry, ClosestGeometry):
-        return *keys.map_size, list(astuple(keys.geometry)), CLOSEST
-    *numbers, border = astuple(keys.geometry)
+        return *keys.map_size, list(keys.geometry.values()), CLOSEST
+    *numbers, border = keys.geometry.values()
     return *keys.map_size, numbers, border
 
 

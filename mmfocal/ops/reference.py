@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import EllipsisType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,7 +34,7 @@ def focal_attention_weights(
     keys: FocalKeys,
     bias: Tensor,
     scale: float,
-    windows: Tensor | slice = slice(None),
+    windows: Tensor | slice | EllipsisType = ...,
 ) -> Tensor:
     """How much each query attends to each key of its window.
 

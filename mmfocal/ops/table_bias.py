@@ -7,7 +7,6 @@ no order at all once compiled; here it is one kernel each way and the same bits 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -39,7 +38,7 @@ def table_bias(tables: Sequence[Tensor], geometry: FocalGeometry) -> Tensor:
     flat = torch.cat([table.flatten() for table in tables])
     if runs_eagerly(flat):
         return _TableBias.apply(flat, geometry, num_heads)
-    *numbers, border = astuple(geometry)
+    *numbers, border = geometry.values()
     return torch.ops.mmfocal.table_bias(flat, numbers, border, num_heads)
 
 

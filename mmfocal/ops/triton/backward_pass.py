@@ -39,8 +39,9 @@ from .layout import (
 
 # Gradients of keys and values in window order, before they are summed by token.
 WORKSPACE_BYTES = 2**28
-# Programs of the key kernel, each with partial sums of the bias gradient: some waves of a GPU.
-KEY_PROGRAMS = 1024
+# Programs of the key kernel, each with partial sums of the bias gradient: four for each of the 132
+# multiprocessors of an H100 or H200, where twice or four times as many were slower.
+KEY_PROGRAMS = 528
 # Tokens of the map that a program of the sum kernel takes; each is listed up to four times or so.
 # A pooled cell has a program of its own, which takes this many at once of the windows that list
 # it: as many as its region has cells.
@@ -566,7 +567,7 @@ def _query_gradients(call: _Pass) -> None:
             call.columns,
         ),
         dict(call.constants, OPEN_SLOTS=layout.open_slots, PRECISION=how.precision),
-        how.options(),
+        how.options(call.constants['BLOCK_DIM']),
     )
 
 
@@ -603,7 +604,7 @@ def _key_gradients(
             ADDS=group.images.start > 0,
             PRECISION=how.precision,
         ),
-        how.options(),
+        how.options(call.constants['BLOCK_DIM']),
     )
 
 

@@ -205,6 +205,7 @@ def run_forward(
     filled_queries = layout.query_tiles * TILE
     lse = qkv.new_empty(batch, heads, windows, filled_queries, dtype=torch.float32)
     how = QUERY_LAUNCH[qkv.element_size()]
+    constants = constants_of(layout, heads, dim)
     with torch.cuda.device_of(qkv):
         tiled = tiled_bias(qkv, bias, layout)
         launch(
@@ -212,12 +213,8 @@ def run_forward(
             (windows * layout.query_tiles, heads, batch),
             (qkv, tiled, *tables_of(layout), out, lse),
             (scale * LOG2_E, num_tokens, tokens, windows, bias.shape[2]),
-            dict(
-                **constants_of(layout, heads, dim),
-                OPEN_SLOTS=layout.open_slots,
-                PRECISION=how.precision,
-            ),
-            how.options(),
+            dict(constants, OPEN_SLOTS=layout.open_slots, PRECISION=how.precision),
+            how.options(constants['BLOCK_DIM']),
         )
     return out, lse, tiled
 

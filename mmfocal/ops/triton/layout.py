@@ -28,7 +28,9 @@ LAYOUT_BYTES = 2**29
 class Launch(NamedTuple):
     """How a kernel is compiled, by the bytes of a number of its inputs.
 
-    With 16-bit inputs, 128 registers let four programs share a multiprocessor of a Hopper GPU.
+    With 16-bit inputs, 128 registers let four programs share a multiprocessor of a Hopper GPU, and
+    168 three; of what was tried on an H200 with heads of 32 channels, these were the fastest
+    (``docs/performance.md``). Wider heads would not fit, and have as many as they need.
     Products of float32 are made of three of TensorFloat-32, which comes to its accuracy, except
     where that would take more registers than there are. ``tests/test_triton.py`` prints what the
     kernels need.
@@ -39,13 +41,14 @@ class Launch(NamedTuple):
     maxnreg: int | None = None
     precision: str = 'tf32x3'
 
-    def options(self) -> dict[str, int | None]:
-        """Of the compiler."""
-        return dict(num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=self.maxnreg)
+    def options(self, block_dim: int = 0) -> dict[str, int | None]:
+        """Of the compiler, for heads of up to ``block_dim`` channels."""
+        most = self.maxnreg if block_dim <= 32 else None
+        return dict(num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=most)
 
 
-QUERY_LAUNCH = {2: Launch(4, 3, maxnreg=128), 4: Launch(4, 3)}  # forward, and query gradients
-KEY_LAUNCH = {2: Launch(4, 2), 4: Launch(8, 1, precision='ieee')}
+QUERY_LAUNCH = {2: Launch(4, 2, maxnreg=128), 4: Launch(4, 3)}  # forward, and query gradients
+KEY_LAUNCH = {2: Launch(4, 2, maxnreg=168), 4: Launch(8, 1, precision='ieee')}
 SUM_LAUNCH = Launch(4, 3)  # what sums, or moves, without products
 BIAS_BLOCK = 1024  # numbers of the bias that a program of its kernels takes
 
