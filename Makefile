@@ -22,7 +22,7 @@ help:
 	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit;"
 	@echo "              make gpu-check tests kernels and training on a GPU, and times them"
 	@echo "make env      the environment alone; each of the above makes it first"
-	@echo "make lint     ruff, as in make test"
+	@echo "make lint     ruff, and which way imports point, as in make test"
 	@echo "make clean    remove environments and caches of this checkout"
 	@echo
 	@echo "STACK=onedl          the OneDL forks, in .venv-onedl"
@@ -52,6 +52,7 @@ coverage: env
 lint: env
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@$(VENV)/bin/lint-imports --no-cache
 
 docs: env
 	@$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html

@@ -51,7 +51,7 @@ setup(
                 '.mim/tools/*.sbatch',
             ),
             '.mim/model-index.yml',
-            'analysis/*.jinja',
+            'evaluation/*.jinja',
         ]
     },
     entry_points={'console_scripts': ['mmfocal = mmfocal.__main__:main']},
@@ -64,6 +64,7 @@ setup(
         'pycocotools',
         'matplotlib',
         'jinja2',
+        'tqdm',
     ],
     extras_require={
         'mmdet': [*engine, official['mmdet']],

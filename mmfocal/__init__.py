@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .compat import check_versions, register_config_packages
+from .utils.compat import check_versions, register_config_packages
 
 # Before the imports that would fail with somebody else's assertion.
 check_versions()
@@ -12,7 +12,13 @@ from .models import FocalTransformer, FocalTransformerFast  # noqa: E402
 from .ops import focal_attention  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ['FocalTransformer', 'FocalTransformerFast', '__version__', 'focal_attention']
+__all__ = [
+    'FocalTransformer',
+    'FocalTransformerFast',
+    'Inferencer',
+    '__version__',
+    'focal_attention',
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -129,7 +129,7 @@ mmcv_version() {
 mmcv_problem() { # Why the installed mmcv does not work with this PyTorch; nothing if it does.
   "$env/bin/python" -W ignore -c '
 import runpy
-print(runpy.run_path("mmfocal/compat.py")["mmcv_ops_problem"]() or "")' \
+print(runpy.run_path("mmfocal/utils/compat.py")["mmcv_ops_problem"]() or "")' \
     || echo "mmcv's compiled operators crash Python."
 }
 

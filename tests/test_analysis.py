@@ -16,12 +16,12 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mmfocal.analysis import analyze_detections, analyze_segmentations, write_report
-from mmfocal.analysis.detection import judge
-from mmfocal.analysis.report import text_table
-from mmfocal.analysis.running import analyze
-from mmfocal.analysis.segmentation import count_pixels, intersection_over_union
-from mmfocal.errors import UserError
+from mmfocal.evaluation import analyze_detections, analyze_segmentations, write_report
+from mmfocal.evaluation.detection import judge
+from mmfocal.evaluation.report import text_table
+from mmfocal.evaluation.running import analyze
+from mmfocal.evaluation.segmentation import count_pixels, intersection_over_union
+from mmfocal.utils.errors import UserError
 
 HOSTILE = '<script>alert(1)</script>"\'&'
 

@@ -41,7 +41,7 @@ from mmfocal.engine import BadDataError, check_contents, install_sample_errors
 from mmfocal.engine.dataset_source import find_source
 from mmfocal.engine.non_finite import NonFiniteError, NonFiniteHook
 from mmfocal.engine.sample_errors import SampleError
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs/bad_input.md'
@@ -957,7 +957,7 @@ TWO_PROCESSES = """
 import os, sys, torch
 from pathlib import Path
 from mmengine.dist import all_reduce
-from mmfocal.errors import user_errors_without_trace
+from mmfocal.utils.errors import user_errors_without_trace
 from test_bad_input import Regressor, train
 
 class Averaging(Regressor):

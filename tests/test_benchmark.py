@@ -15,9 +15,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocal import FocalTransformer
-from mmfocal.benchmark import serving
-from mmfocal.benchmark.cases import ParityError, attention_calls, check_models, check_parity
-from mmfocal.benchmark.measure import (
+from mmfocal.geometry import FocalGeometry
+from mmfocal.ops import attention, focal_attention
+from tools.dev.timing import serving
+from tools.dev.timing.cases import ParityError, attention_calls, check_models, check_parity
+from tools.dev.timing.measure import (
     GIVE_MEMORY_BACK,
     OpMeter,
     Spread,
@@ -25,10 +27,8 @@ from mmfocal.benchmark.measure import (
     interleaved,
     ratios,
 )
-from mmfocal.benchmark.parts import Report, Settings
-from mmfocal.geometry import FocalGeometry
-from mmfocal.ops import attention, focal_attention
-from mmfocal.visualization.performance import draw_ratios
+from tools.dev.timing.parts import Report, Settings
+from tools.dev.timing.performance import draw_ratios
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device('cpu')
@@ -98,7 +98,7 @@ def test_flops_of_attention_are_those_of_its_products(backend):
 def test_added_memory_is_what_a_step_holds_at_its_peak(before):
     """In a process of its own, as the benchmark measures it; what was freed before counts too."""
     code = (
-        'import torch; from mmfocal.benchmark.measure import added_memory\n'
+        'import torch; from tools.dev.timing.measure import added_memory\n'
         'step = lambda: [torch.ones(2**20) for _ in range(50)] and None\n'  # 4 MB each
         f'torch.ones(9).sum(); {before}\n'
         'print(added_memory(step, torch.device("cpu")) / 2**20)'
@@ -186,10 +186,10 @@ def test_every_backend_is_timed_on_the_stages_of_the_model(mode):
 
 def test_quick_benchmark_from_end_to_end(tmp_path):
     files = {name: tmp_path / 'out' / f'report.{name}' for name in ('json', 'md', 'png')}
-    command = [sys.executable, ROOT / 'tools/benchmark.py', '--quick', '--parts', 'models']
+    command = [sys.executable, '-m', 'tools.dev.benchmark', '--quick', '--parts', 'models']
     command += ['memory', 'op', 'limits']
     command += ['--json', files['json'], '--markdown', files['md'], '--plot', files['png']]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     data = json.loads(files['json'].read_text())
     assert data['machine']['torch'] == torch.__version__ and data['machine']['threads'] > 0
@@ -252,6 +252,6 @@ def test_plot_of_interrupted_runs_shows_what_there_is():
     ],
 )
 def test_wrong_options_are_named(options, message):
-    command = [sys.executable, ROOT / 'tools/benchmark.py', *options]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'tools.dev.benchmark', *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and re.search(message, done.stderr)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from mmfocal import FocalTransformer, FocalTransformerFast
-from mmfocal.checkpoint import authors_version, from_authors
 from mmfocal.ops import available_backends, why_not
+from mmfocal.weights.authors import authors_version, from_authors
 
 SMALL_GOLDEN = sorted(Path(__file__).with_name('golden').glob('*.npz'))
 GOLDEN = list(SMALL_GOLDEN)
@@ -241,7 +241,8 @@ def test_other_positions_of_the_second_version_are_kept_and_computed_with():
 
 def test_other_keys_than_are_chosen_here_are_reported(monkeypatch):
     reports = []
-    monkeypatch.setattr('mmfocal.checkpoint.print_log', lambda text, **_: reports.append(text))
+    report = 'mmfocal.weights.authors.print_log'
+    monkeypatch.setattr(report, lambda text, **_: reports.append(text))
     state = authors_fast_state(FAST)
     state['layers.0.blocks.0.attn.topk_cloest_indice_0'][3, 7] = 399
     kwargs, _ = from_authors(FAST, state, version=2)

@@ -14,10 +14,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmfocal.checkpoint import authors_version, from_authors
 from mmfocal.datasets import prepare_shapes
-from mmfocal.engine.safe_loading import CheckpointError, load_checkpoint_file
-from mmfocal.pretrained.classifier import load_classifier
+from mmfocal.weights.authors import authors_version, from_authors
+from mmfocal.weights.classifier import load_classifier
+from mmfocal.weights.safe_loading import CheckpointError, load_checkpoint_file
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs/mmpretrain').glob('*.py'))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmfocal import closest_keys
-from mmfocal.closest_keys import ClosestGeometry
+from mmfocal.geometry import ClosestGeometry, closest
 from mmfocal.models.position_bias import CoordinatePositionBias
 
 SIZES = [(1, 1), (3, 11), (12, 12), (9, 25), (2, 40), (17, 13)]
@@ -79,7 +78,7 @@ def centres(keys, level):
 @pytest.mark.parametrize('size', SIZES)
 def test_keys_are_the_closest(name, size, rule, monkeypatch):
     if rule == 'near the window':
-        monkeypatch.setattr(closest_keys, 'MAX_PAIRS', 0)
+        monkeypatch.setattr(closest, 'MAX_PAIRS', 0)
     geometry = SETTINGS[name]
     keys = geometry.keys(*size)
     tables = keys.make_tables('cpu')
@@ -162,7 +161,7 @@ def test_ties_are_resolved_as_in_the_authors_tables(path):
 
 def test_large_maps_are_not_compared_pair_by_pair():
     keys = ClosestGeometry().keys(200, 334)  # the first stage at 800x1333 pixels
-    assert keys.num_windows * 200 * 334 > closest_keys.MAX_PAIRS
+    assert keys.num_windows * 200 * 334 > closest.MAX_PAIRS
     tables = keys.make_tables('cpu')
     # An interior window: 128 tokens within a radius of 6.4.
     window = 14 * 48 + 24

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from torch import nn
 
 from mmfocal import FocalTransformer
-from mmfocal.complexity import (
+from tools.dev.costs.complexity import (
     build_without_weights,
     count_flops,
     count_parameters,

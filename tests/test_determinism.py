@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmfocal.engine import determinism, settings
 from mmfocal.engine.bfloat16 import _install_float32_operators
 from mmfocal.engine.determinism import deform_conv_gradient, roi_align_gradient
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 # Overlapping, small, empty, across the border and outside.
 BOXES = [

@@ -8,11 +8,17 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from equal_processes import ONE, Run, command, differences, environment, train, write_config
-from mmengine.config import Config
 
-from mmfocal.engine import load_checkpoint_file, settings
-from mmfocal.errors import UserError
+from mmfocal.engine import load_checkpoint_file
+from tools.dev.equal_processes import (
+    ONE,
+    Run,
+    command,
+    differences,
+    environment,
+    train,
+    write_config,
+)
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +31,7 @@ def one(folder):
     return train(folder, ONE)
 
 
-@pytest.mark.parametrize('run', [Run(2), Run(4, 'fsdp')], ids=lambda run: run.strategy)
+@pytest.mark.parametrize('run', [Run(2), Run(4)], ids=lambda run: str(run.processes))
 def test_processes_train_as_one_does(folder, one, run):
     of_losses, of_weights = differences(train(folder, run), one)
     assert of_losses < 1e-5 and of_weights < 1e-5
@@ -35,18 +41,6 @@ def test_processes_train_as_one_does(folder, one, run):
 def test_accumulated_gradients_train_as_larger_batches_do(folder, one):
     of_losses, of_weights = differences(train(folder, Run(accumulated=2)), one)
     assert of_losses < 1e-5 and of_weights < 1e-5
-
-
-def test_checkpoint_of_shares_is_an_ordinary_one(folder, one):
-    name = 'iter_6.pth'
-    whole, shared = (load_checkpoint_file(folder / run / name) for run in ('1_ddp_1', '4_fsdp_1'))
-    for tensor in shared['state_dict'].values():
-        assert type(tensor) is torch.Tensor
-    of_shared, of_whole = (each['optimizer']['state'] for each in (shared, whole))
-    assert of_shared.keys() == of_whole.keys()
-    for number, state in of_whole.items():
-        found = of_shared[number]['momentum_buffer']
-        torch.testing.assert_close(found, state['momentum_buffer'], rtol=1e-3, atol=1e-5)
 
 
 def test_job_of_a_dead_process_ends_and_others_resume_it(folder, one):
@@ -81,7 +75,7 @@ def test_job_of_a_dead_process_ends_and_others_resume_it(folder, one):
     assert rest.rstrip().endswith('--resume'), rest[-3000:]
     assert 'ended early' in rest
 
-    for run in (ONE, Run(4, 'fsdp')):
+    for run in (ONE, Run(4)):
         config = write_config(folder, run)
         resumed = folder / f'resumed_{run.processes}'
         options = ('--work-dir', resumed, '--resume', work_dir / 'iter_4.pth')
@@ -108,22 +102,6 @@ def process_of_rank(rank, launcher):
         if process.environ().get('RANK') == str(rank):
             return process
     raise AssertionError(f'there is no process of rank {rank}')
-
-
-@pytest.mark.parametrize(
-    'options, launcher, expected',
-    [
-        ({}, 'none', 'several processes: start them with tools/dist_train.sh'),
-        ({'optim_wrapper.accumulative_counts': 4}, 'pytorch', 'accumulative_counts to 1'),
-        ({'custom_hooks': [dict(type='EMAHook')]}, 'pytorch', 'leave out --ema'),
-        ({'model.backbone.frozen_stages': 0}, 'pytorch', 'frozen_stages to -1'),
-    ],
-)
-def test_what_cannot_be_shared_is_told(options, launcher, expected):
-    cfg = Config(dict(model=dict(backbone={}), optim_wrapper=dict(type='OptimWrapper')))
-    cfg.merge_from_dict(options)
-    with pytest.raises(UserError, match=f'--strategy fsdp: .*{expected}.*--strategy ddp'):
-        settings.set_launcher(cfg, launcher, 'fsdp')
 
 
 def test_slurm_job_that_was_saved_queues_again(tmp_path):

@@ -69,6 +69,7 @@ def test_paths_in_code_font_are_there(name):
 COMMAND = re.compile(
     r'(?:^|\s)(?:python tools/(?P<py>\w+)\.py|mmfocal (?P<tool>[a-z_]+)'
     r'|tools/(?P<sh>\w+)\.(?P<kind>sh|sbatch)|python tests/(?P<test>\w+)\.py'
+    r'|python -m (?P<module>tools\.dev\.\w+)'
     r'|make (?P<target>[a-z\-]+))(?P<rest>[^|;&]*)'
 )
 
@@ -91,7 +92,9 @@ def test_commands_exist_and_know_their_options(name):
             path = ROOT / 'tools' / f'{found["sh"]}.{found["kind"]}'
             tool = 'train' if 'train' in found['sh'] else 'test'
         else:
-            path = ROOT / (f'tests/{found["test"]}.py' if found['test'] else f'tools/{tool}.py')
+            module = found['module'] or f'tools.{tool}'
+            module = f'tests.{found["test"]}' if found['test'] else module
+            path = ROOT / f'{module.replace(".", "/")}.py'
         assert path.is_file(), line
         source = common + path.read_text()
         if found['sh']:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmfocal import compat
+from mmfocal.utils import compat
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = {

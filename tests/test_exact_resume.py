@@ -26,10 +26,10 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
 
 from mmfocal.engine import install_safe_loading, settings
-from mmfocal.engine.checkpoints import AtomicBackend, newest_whole
+from mmfocal.engine.checkpoints import AtomicBackend, latest_valid
 from mmfocal.engine.data_loader import stop_workers
-from mmfocal.engine.safe_loading import load_checkpoint_file
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
+from mmfocal.weights.safe_loading import load_checkpoint_file
 
 RUNS = count()
 SAMPLES, BATCH = 14, 3  # the last batch of an epoch is smaller
@@ -150,7 +150,7 @@ def train(cfg, resume=False):
 
 def final(work_dir):
     """What the newest checkpoint holds that has to be equal, by name."""
-    path, notes = newest_whole(work_dir)
+    path, notes = latest_valid(work_dir)
     assert not notes
     checkpoint = load_checkpoint_file(path)
     for info in (checkpoint['meta'], checkpoint['message_hub']['runtime_info']):
@@ -244,7 +244,7 @@ def test_request_to_end_saves_between_checkpoints(tmp_path, whole, when, name):
         train(cfg)
     signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 143
-    assert newest_whole(tmp_path)[0].name == name  # epochs have 5 iterations
+    assert latest_valid(tmp_path)[0].name == name  # epochs have 5 iterations
     train(config(tmp_path, True, 2), resume=True)
     assert_equal(final(tmp_path), whole[True])
 
@@ -270,10 +270,10 @@ def test_losses_on_the_validation_set_change_nothing(tmp_path, whole, by_epoch, 
         train(with_validation_loss(config(tmp_path, by_epoch)))
     signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 143
-    assert newest_whole(tmp_path)[0].name == ('iter_10.pth' if by_epoch else 'iter_6.pth')
+    assert latest_valid(tmp_path)[0].name == ('iter_10.pth' if by_epoch else 'iter_6.pth')
     train(with_validation_loss(config(tmp_path, by_epoch)), resume=True)
     assert_equal(final(tmp_path), whole[by_epoch])
-    checkpoint = load_checkpoint_file(newest_whole(tmp_path)[0])
+    checkpoint = load_checkpoint_file(latest_valid(tmp_path)[0])
     assert 'val/val/loss' in checkpoint['message_hub']['log_scalars']
 
 
@@ -346,7 +346,7 @@ def empty(path):
 def test_older_checkpoint_takes_the_place_of_a_damaged_one(killed, whole, damage):
     newest = killed / 'iter_12.pth'
     damage(newest)
-    path, notes = newest_whole(killed)
+    path, notes = latest_valid(killed)
     assert path.name == 'iter_8.pth'
     assert newest.exists() == any('iter_12.pth is passed over' in note for note in notes)
     newest.unlink(missing_ok=True)
@@ -395,7 +395,7 @@ def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch, number):
     with pytest.raises(UserError, match=f'could not be written: {os.strerror(number)}'):
         train(config(tmp_path, False))
     monkeypatch.undo()
-    path, notes = newest_whole(tmp_path)
+    path, notes = latest_valid(tmp_path)
     assert path.name == 'iter_12.pth' and not notes
     assert not list(tmp_path.glob('.*'))  # nothing half
 
@@ -448,9 +448,9 @@ def test_empty_data_is_told(tmp_path, monkeypatch):
 
 def test_real_runs_are_killed_and_end_equal():
     """A short version of the script, which kills sixty runs."""
-    script = Path(__file__).with_name('kill_and_resume.py')
-    command = [sys.executable, script, '--aimed', '2', '--random', '1']
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, '-m', 'tools.dev.kill_and_resume', '--aimed', '2', '--random', '1']
+    root = Path(__file__).parents[1]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = result.stdout.splitlines()[2:]
     assert len(rows) == 3 and all(row.endswith('| yes |') for row in rows)

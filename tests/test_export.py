@@ -14,7 +14,6 @@ from torch import nn
 
 from mmfocal import FocalTransformer, FocalTransformerFast
 from mmfocal.engine import load_config
-from mmfocal.errors import UserError
 from mmfocal.export import (
     BackboneGraph,
     exportable,
@@ -32,6 +31,7 @@ from mmfocal.export.parity import (
     run_torch,
     spread_scores,
 )
+from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 # Rounding of float32 through a few blocks, relative to the largest value of a map.

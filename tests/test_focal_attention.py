@@ -10,8 +10,7 @@ from test_geometry import names_of_tokens
 from torch.library import opcheck
 from torch.nn.functional import scaled_dot_product_attention
 
-from mmfocal.closest_keys import ClosestGeometry
-from mmfocal.geometry import FocalGeometry
+from mmfocal.geometry import ClosestGeometry, FocalGeometry
 from mmfocal.ops import attention as attention_module
 from mmfocal.ops import available_backends, focal_attention, why_not
 from mmfocal.ops import gather_sdpa as gather_sdpa_module

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from count_graphs import count_graphs, limit_was_hit
 from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmfocal import FocalTransformer
+from tools.dev.count_graphs import count_graphs, limit_was_hit
 
 TINY = dict(embed_dims=8, depths=(2, 1, 2, 1), num_heads=(1, 2, 2, 4))
 

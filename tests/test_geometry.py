@@ -6,7 +6,8 @@ import oracle
 import pytest
 import torch
 
-from mmfocal.geometry import MAX_CACHED_TABLES, FocalGeometry, _cached_tables
+from mmfocal.geometry import FocalGeometry
+from mmfocal.geometry.focal import MAX_CACHED_TABLES, _cached_tables
 
 SETTINGS = {
     'published': FocalGeometry(focal_window=7),

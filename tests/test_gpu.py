@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from mmfocal import FocalTransformer, FocalTransformerFast
-from mmfocal.closest_keys import ClosestGeometry
 from mmfocal.datasets import prepare_shapes
-from mmfocal.engine.safe_loading import load_checkpoint_file
-from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
+from mmfocal.geometry import ClosestGeometry, FocalGeometry, FocalKeys, WindowGeometry
 from mmfocal.ops import focal_attention
+from mmfocal.weights.safe_loading import load_checkpoint_file
 
 pytestmark = pytest.mark.gpu
 

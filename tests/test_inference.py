@@ -25,11 +25,11 @@ import mmfocal
 from mmfocal.datasets.shapes import CLASSES, draw_scene
 from mmfocal.engine import install_safe_loading, load_config
 from mmfocal.engine.settings import import_packages
-from mmfocal.errors import UserError
 from mmfocal.inference import Inferencer, Layout, Skipped, UnreadableError, find_inputs, run
 from mmfocal.inference import inputs as inputs_module
 from mmfocal.inference import writers as writers_module
 from mmfocal.inference.tasks import Detection, as_shown
+from mmfocal.utils.errors import UserError
 from mmfocal.visualization.overlays import draw_instances, draw_label_map, palette_of
 
 ROOT = Path(__file__).parents[1]

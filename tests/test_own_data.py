@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmfocal.datasets import prepare_shapes
 from mmfocal.engine import load_config
 from mmfocal.engine.own_data import config_text, find_splits
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs/own_data.md'
@@ -88,7 +88,7 @@ def test_classes_stand_in_one_place(data, tmp_path, base, heads):
 
 def test_few_pictures_get_more_epochs(data, tmp_path):
     splits = find_splits(data)
-    text = config_text(data, splits, 'focal_maskrcnn_1x')
+    text = config_text(data, splits, 'focal_maskrcnn_ms-1x')
     assert 'max_epochs = 300  # 3 iterations each' in text
     (tmp_path / 'mine.py').write_text(text)
     cfg = load_config(tmp_path / 'mine.py')

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mmfocal import __version__
-from mmfocal.compat import PYTHON, STACKS, TORCH
+from mmfocal.utils.compat import PYTHON, STACKS, TORCH
 
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = sorted((ROOT / 'requirements').glob('*.txt'))

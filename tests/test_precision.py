@@ -15,7 +15,7 @@ from torch import nn
 from mmfocal import FocalTransformer
 from mmfocal.engine import load_config, settings
 from mmfocal.engine.bfloat16 import prepare_bfloat16
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 PLAIN = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01))
 MIXED = dict(PLAIN, type='AmpOptimWrapper', loss_scale=512.0)

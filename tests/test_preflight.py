@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mmfocal.datasets.preparation import DATASETS
 from mmfocal.engine import MissingDataError, check_data, load_config
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 COCO = ('annotations/instances_train2017.json', 'annotations/instances_val2017.json')
@@ -39,7 +39,7 @@ ADE20K = [f'{what}/{split}' for what in ('images', 'annotations') for split in (
 @pytest.mark.parametrize(
     'name, root, parts, key',
     [
-        ('focal_maskrcnn_1x', 'data/coco', (*COCO, 'train2017', 'val2017'), 'coco'),
+        ('focal_maskrcnn_ms-1x', 'data/coco', (*COCO, 'train2017', 'val2017'), 'coco'),
         ('focal_upernet_160k', 'data/ade/ADEChallengeData2016', ADE20K, 'ade20k'),
     ],
 )
@@ -60,10 +60,10 @@ def test_message_says_what_where_how_and_what_else(monkeypatch, tmp_path, name, 
 def test_options_of_the_message_work(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     make_coco(tmp_path / 'elsewhere')
-    text = message(load_config('focal_maskrcnn_1x'))
+    text = message(load_config('focal_maskrcnn_ms-1x'))
     options = dict(re.findall(r'(\S+)=(FOLDER\S*)', text))
     options = {key: value.replace('FOLDER', 'elsewhere') for key, value in options.items()}
-    cfg = load_config('focal_maskrcnn_1x', options)
+    cfg = load_config('focal_maskrcnn_ms-1x', options)
     check_data(cfg)
     assert cfg.val_evaluator.ann_file == f'elsewhere/{COCO[1]}'
 
@@ -71,7 +71,7 @@ def test_options_of_the_message_work(monkeypatch, tmp_path):
 def test_present_data_passes_and_only_missing_parts_are_told(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     make_coco(tmp_path / 'data/coco')
-    cfg = load_config('focal_maskrcnn_1x')
+    cfg = load_config('focal_maskrcnn_ms-1x')
     check_data(cfg, ('train', 'val', 'test'))
     (tmp_path / 'data/coco/val2017').rmdir()
     text = message(cfg)
@@ -109,6 +109,11 @@ def test_what_draws_itself_or_lies_elsewhere_is_not_looked_for():
     shapes = dict(type='mmfocal.datasets.coco_shapes.ShapesDataset', ann_file='gone.json')
     for each in (shapes, dataset(backend_args=dict(backend='petrel')), dict(type='Random')):
         check_data(Config(dict(train_dataloader=dict(dataset=each), val_dataloader=None)))
+
+
+def test_shapes_of_others_are_looked_for():
+    other = dataset(data_root='gone') | dict(type='MyShapesCocoDataset')
+    assert 'gone/a.json' in message(Config(dict(train_dataloader=dict(dataset=other))))
 
 
 def test_lists_of_evaluators_follow_their_data(tmp_path):
@@ -150,21 +155,12 @@ def test_configs_that_do_not_load_are_told(tmp_path):
         load_config(tmp_path / 'broken.py')
 
 
-def test_missing_data_is_told_before_pytorch_is_imported(tmp_path):
-    code = (
-        'import runpy, sys\n'
-        f'sys.path.insert(0, {str(ROOT / "tools")!r})\n'
-        'sys.argv = ["train.py", "focal_maskrcnn_1x"]\n'
-        'try:\n'
-        f'    runpy.run_path({str(ROOT / "tools/train.py")!r}, run_name="__main__")\n'
-        'except SystemExit as stop:\n'
-        '    sys.exit(stop.code if "torch" not in sys.modules else 3)\n'
-    )
-    result = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True
-    )
+def test_missing_data_ends_training_before_a_model_is_built(tmp_path):
+    command = [sys.executable, ROOT / 'tools/train.py', 'focal_maskrcnn_ms-1x']
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert result.stderr.lstrip().startswith('The data of this config is not there.')
+    assert not list(tmp_path.iterdir())
 
 
 def test_configs_may_use_the_package(tmp_path):

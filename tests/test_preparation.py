@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmfocal.datasets import preparation, prepare_shapes
 from mmfocal.datasets.preparation import DATASETS, check, prepare
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 COCO = {'train2017': 3, 'val2017': 2}
 ADE20K = {'training': 3, 'validation': 2}

@@ -13,15 +13,15 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmfocal import FocalTransformer, FocalTransformerFast
-from mmfocal.checkpoint import from_authors
-from mmfocal.engine.safe_loading import CheckpointError
-from mmfocal.engine.saving import save_tensors
-from mmfocal.errors import UserError
 from mmfocal.geometry import FocalGeometry
 from mmfocal.models.arguments import ARCH_SETTINGS
 from mmfocal.models.focal_transformer import PatchMerging
 from mmfocal.ops import available_backends, why_not
-from mmfocal.pretrained import load_pretrained, read_weights, resizing
+from mmfocal.utils.errors import UserError
+from mmfocal.weights import load_pretrained, read_weights, resizing
+from mmfocal.weights.authors import from_authors
+from mmfocal.weights.safe_loading import CheckpointError
+from mmfocal.weights.saving import save_tensors
 
 ROOT = Path(__file__).parents[1]
 ARCH = dict(embed_dims=8, depths=(2, 1, 1, 1), num_heads=(1, 1, 2, 2))
@@ -169,15 +169,15 @@ def test_same_size_takes_every_tensor_as_it_is(file, saved_as, tmp_path):
     else:
         save_tensors(content.get('state_dict', content.get('model', content)), path)
     model = model_for(file)
-    accounting = load_pretrained(model, str(path))
-    assert not accounting.resized
+    report = load_pretrained(model, str(path))
+    assert not report.resized
     weights = read_weights(content, str(path))
     state = model.state_dict()
-    assert sorted(accounting.loaded) == sorted(weights.tensors)
+    assert sorted(report.loaded) == sorted(weights.tensors)
     for name, value in weights.tensors.items():
         assert torch.equal(state[name], value), name
     new = {name for name in state if name not in weights.tensors}
-    assert set(accounting.new) == new
+    assert set(report.new) == new
     if file.startswith('authors'):
         rings = {name for name in new if not name.startswith('norm')}
         assert rings == {f'stages.3.blocks.0.attn.position_bias.{TABLE}_to_neighbors'}
@@ -191,9 +191,9 @@ def test_same_size_takes_every_tensor_as_it_is(file, saved_as, tmp_path):
 @pytest.mark.parametrize('file', FILES)
 def test_wider_focal_windows_resize_the_tables_of_pooled_cells_alone(file):
     model = model_for(file, focal_windows=(15, 13, 9, 7))
-    accounting = load_pretrained(model, FILES[file]())
+    report = load_pretrained(model, FILES[file]())
     expected = [] if 'Swin' in file else [n for n in model.state_dict() if '_to_windows' in n]
-    assert sorted(accounting.resized) == sorted(expected)
+    assert sorted(report.resized) == sorted(expected)
     assert model.stages[0].blocks[0].attn.position_bias.relative_position_bias_table_to_windows[
         0
     ].shape == (1, 21**2)
@@ -202,8 +202,8 @@ def test_wider_focal_windows_resize_the_tables_of_pooled_cells_alone(file):
 @pytest.mark.parametrize('file', FILES)
 def test_other_windows_resize_every_table_and_the_pooling(file):
     model = model_for(file, window_size=5, expand_sizes=2, focal_windows=(5, 5, 3, 3))
-    accounting = load_pretrained(model, FILES[file](), interpolation='bicubic', ring=0)
-    resized = {name.rpartition('attn.')[2] for name in accounting.resized}
+    report = load_pretrained(model, FILES[file](), interpolation='bicubic', ring=0)
+    resized = {name.rpartition('attn.')[2] for name in report.resized}
     tables = {f'position_bias.{TABLE}'}
     if 'Swin' not in file:
         tables |= {f'position_bias.{TABLE}_to_neighbors', 'pools.0.weight'}
@@ -233,10 +233,10 @@ def test_published_sizes_load_for_detection(arch):
         state = authors_names(FocalTransformer(arch, expand_sizes=(3, 3, 3, 0)).state_dict())
     state = {name: torch.zeros(1).expand(value.shape) for name, value in state.items()}
     model = FocalTransformer(arch, focal_windows=(15, 13, 9, 7), out_indices=(1, 2, 3))
-    accounting = load_pretrained(model, {'model': state})
-    rings = [name for name in accounting.new if name.endswith('_to_neighbors')]
-    assert len(rings) == ARCH_SETTINGS[arch]['depths'][3] and not accounting.left_out
-    others = {name for name in accounting.new if name not in rings}
+    report = load_pretrained(model, {'model': state})
+    rings = [name for name in report.new if name.endswith('_to_neighbors')]
+    assert len(rings) == ARCH_SETTINGS[arch]['depths'][3] and not report.left_out
+    others = {name for name in report.new if name not in rings}
     assert others == {f'norm{i}.{kind}' for i in (1, 2, 3) for kind in ('weight', 'bias')}
 
 
@@ -250,9 +250,9 @@ def test_named_architecture_is_told_by_its_name():
 
 def test_smaller_model_takes_its_stages(caplog):
     model = FocalTransformer(ARCH, out_indices=(0, 1))
-    accounting = load_pretrained(model, our_file('backbone'))
-    assert not accounting.new
-    assert all(re_stage(name) >= 1 for name in accounting.left_out)
+    report = load_pretrained(model, our_file('backbone'))
+    assert not report.new
+    assert all(re_stage(name) >= 1 for name in report.left_out)
 
 
 def re_stage(name):
@@ -267,8 +267,8 @@ def test_swins_function_is_reproduced(file, shift):
         for j, block in enumerate(stage.blocks):
             block.attn.shift_size = 3 if shift and j % 2 else 0
     ours = model_for(file, focal_levels=1, expand_sizes=0, use_shift=shift, out_norm=False)
-    accounting = load_pretrained(ours.eval(), FILES[file]())
-    assert not accounting.new
+    report = load_pretrained(ours.eval(), FILES[file]())
+    assert not report.new
     for i in range(4):
         setattr(theirs, f'norm{i}', nn.Identity())
     image = torch.randn(2, 3, 100, 140)
@@ -279,14 +279,14 @@ def test_swins_function_is_reproduced(file, shift):
 
 def test_swins_weights_load_beside_a_convolution_between_stages():
     model = FocalTransformer(ARCH)
-    accounting = load_pretrained(model, swin_file('official'))
-    assert {n for n in accounting.new if 'downsample' in n} == {
+    report = load_pretrained(model, swin_file('official'))
+    assert {n for n in report.new if 'downsample' in n} == {
         f'stages.{i}.downsample.{part}.{kind}'
         for i in range(3)
         for part in ('proj', 'norm')
         for kind in ('weight', 'bias')
     }
-    assert sum('downsample' in name for name in accounting.left_out) == 9
+    assert sum('downsample' in name for name in report.left_out) == 9
 
 
 def test_classifier_of_the_authors_computes_the_same_after_loading():
@@ -319,15 +319,15 @@ def fast_file():
 @pytest.mark.parametrize('window', [7, 5])
 def test_focal_fast_loads_at_any_window(window):
     model = FocalTransformerFast(ARCH, window_size=window)
-    accounting = load_pretrained(model, fast_file())
-    assert accounting.layout == "the authors' Focal-fast"
-    assert set(accounting.left_out) == {
+    report = load_pretrained(model, fast_file())
+    assert report.layout == "the authors' Focal-fast"
+    assert set(report.left_out) == {
         'head.weight',
         'layers.0.blocks.0.attn.topk_cloest_indice_0',
     }
-    resized = {name.rpartition('attn.')[2] for name in accounting.resized}
+    resized = {name.rpartition('attn.')[2] for name in report.resized}
     assert resized == (set() if window == 7 else {'pools.0.weight'})
-    assert all(name.startswith('norm') for name in accounting.new)
+    assert all(name.startswith('norm') for name in report.new)
     again = FocalTransformerFast(ARCH, window_size=window)
     assert not load_pretrained(again, {'state_dict': model.state_dict()}).new
     for name, value in model.state_dict().items():
@@ -410,7 +410,7 @@ def test_failed_download_says_what_to_do(tmp_path, monkeypatch):
         load_pretrained(FocalTransformer(ARCH), 'http://127.0.0.1:9/focal-tiny-is224-ws7.pth')
     text = str(error.value)
     assert 'could not be downloaded' in text and 'init_cfg.checkpoint=FILE' in text
-    for path in ('configs/mmdet/focal_maskrcnn_1x_from-swin.py', 'docs/weights.md'):
+    for path in ('configs/mmdet/focal_maskrcnn_ms-1x_from-swin.py', 'docs/weights.md'):
         assert path in text and (ROOT / path).is_file()
 
 
@@ -698,9 +698,9 @@ def test_conversion_renames_or_fits_and_overwrites_nothing(tmp_path):
     assert f'resized   stages.0.blocks.0.attn.position_bias.{TABLE}_to_windows.0' in output
     for path in (renamed, fitted):
         model = FocalTransformer(ARCH, focal_windows=(15, 13, 9, 7))
-        accounting = load_pretrained(model, str(path), ring=0)
-        assert accounting.layout == 'mmfocal' and not accounting.left_out
-        assert bool(accounting.resized) == (path == renamed)
+        report = load_pretrained(model, str(path), ring=0)
+        assert report.layout == 'mmfocal' and not report.left_out
+        assert bool(report.resized) == (path == renamed)
     before = fitted.read_bytes()
     status, output = convert(source, fitted)
     assert status == 2 and '--force' in output and fitted.read_bytes() == before
@@ -727,7 +727,7 @@ def test_failed_writing_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_ring_geometries_are_read_from_tables():
     """Every width of a ring has a number of listed places of its own."""
-    from mmfocal.pretrained.loading import _expand
+    from mmfocal.weights.loading import _expand
 
     for window in (1, 2, 7, 12):
         for expand in range(window + 1):

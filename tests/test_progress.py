@@ -17,9 +17,9 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 
-from mmfocal import progress
 from mmfocal.engine.live_progress import live_progress
-from mmfocal.progress import Line, Pace, Progress, clock, told
+from mmfocal.utils import progress
+from mmfocal.utils.progress import Line, Pace, Progress, clock, told
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = 90
@@ -184,8 +184,8 @@ import runpy, sys
 sys.path.insert(0, {tools!r})
 sys.argv[:] = ['train.py', 'mine.py', '--no-data-check', '--work-dir', 'run', '--val-loss']
 sys.path.insert(1, {root!r})
-import mmfocal.progress
-mmfocal.progress.SECONDS_BETWEEN_DRAWINGS = 0.0
+import mmfocal.utils.progress
+mmfocal.utils.progress.SECONDS_BETWEEN_DRAWINGS = 0.0
 runpy.run_path({tools!r} + '/train.py', run_name='__main__')
 """
 

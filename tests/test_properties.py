@@ -12,8 +12,7 @@ from test_focal_attention import random_case, run
 from test_geometry import assert_as_oracle
 
 from mmfocal import FocalTransformer, FocalTransformerFast
-from mmfocal.closest_keys import ClosestGeometry
-from mmfocal.geometry import FocalGeometry
+from mmfocal.geometry import ClosestGeometry, FocalGeometry
 
 sides = st.integers(1, 13)
 sizes = st.tuples(sides, sides)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mmfocal.engine import provenance
-from mmfocal.engine.safe_loading import load_checkpoint_file
 from mmfocal.version import __version__
+from mmfocal.weights.safe_loading import load_checkpoint_file
 
 
 def git(folder, *args):

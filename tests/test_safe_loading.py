@@ -24,7 +24,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch.utils.data import Dataset
 
 from mmfocal.engine import CheckpointError, install_safe_loading, load_checkpoint_file
-from mmfocal.engine.safe_loading import load_from_weights_only
+from mmfocal.weights.safe_loading import load_from_weights_only
 
 
 @pytest.fixture(autouse=True)
@@ -428,11 +428,10 @@ def test_damaged_archive_with_valid_frame_is_told(tmp_path):
 
 
 def test_changed_files_are_read_or_refused():
-    """A short run of tests/fuzz_readers.py; SECURITY.md says what a long one found."""
-    script = Path(__file__).with_name('fuzz_readers.py')
-    done = subprocess.run(
-        [sys.executable, script, '--seconds', '12'], capture_output=True, text=True, timeout=200
-    )
+    """A short run of tools/dev/fuzz_readers.py; SECURITY.md says what a long one found."""
+    command = [sys.executable, '-m', 'tools.dev.fuzz_readers', '--seconds', '12']
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(' | ') for line in done.stdout.splitlines()[2:]]
     assert len(rows) == 6 and all(int(row[1].replace(',', '')) > 0 for row in rows), done.stdout

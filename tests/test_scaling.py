@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from mmfocal import FocalTransformer, scaling
+from mmfocal import FocalTransformer
 from mmfocal.engine.config import load_config
 from mmfocal.engine.settings import import_packages
-from mmfocal.training_cost import (
+from tools.dev.costs import scaling
+from tools.dev.costs.training_cost import (
     Operation,
     StepCost,
     StepMeter,
@@ -178,7 +179,7 @@ def test_page_has_every_table_as_it_is_counted(monkeypatch):
     monkeypatch.setattr(scaling, 'MODELS', {upernet: scaling.MODELS[upernet]})
     for name in ('check', 'models', 'one_gpu'):
         *_, row = scaling.TABLES[name]().splitlines()
-        assert row in text.splitlines(), 'Run: python tools/scaling.py'
+        assert row in text.splitlines(), 'Run: python -m tools.dev.scaling'
 
 
 def test_unknown_mark_is_an_error():

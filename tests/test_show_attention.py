@@ -18,14 +18,14 @@ from torch import nn
 
 from mmfocal import FocalTransformer, FocalTransformerFast
 from mmfocal.engine import load_config
-from mmfocal.errors import UserError
-from mmfocal.inference.view import View, find_backbone, load_model, view_image
+from mmfocal.utils.errors import UserError
 from mmfocal.visualization.attention import (
     attention_of_blocks,
     attention_weights,
     draw_attention,
     draw_heads,
 )
+from mmfocal.visualization.view import View, find_backbone, load_model, view_image
 
 ROOT = Path(__file__).parents[1]
 if importlib.util.find_spec('torchvision') is None:  # which mmpretrain imports

@@ -17,8 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmfocal.closest_keys import ClosestGeometry
-from mmfocal.geometry import FocalGeometry
+from mmfocal.geometry import ClosestGeometry, FocalGeometry
 from mmfocal.models import focal_self_attention as attention_module
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 from mmfocal.ops import focal_tokens, pools_whole_windows, serves

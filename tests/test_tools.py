@@ -84,12 +84,13 @@ default_hooks = dict(
 
 def run_tool(tool, *args, cwd, status=0):
     """Runs a tool as a user does, from another folder than the repository."""
+    start = ['-m', tool] if tool.startswith('tools.dev.') else [str(ROOT / 'tools' / tool)]
     result = subprocess.run(
-        [sys.executable, str(ROOT / 'tools' / tool), *map(str, args)],
+        [sys.executable, *start, *map(str, args)],
         cwd=cwd,
         capture_output=True,
         text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
     )
     assert result.returncode == status, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout + result.stderr
@@ -229,7 +230,7 @@ def test_boxes_and_masks_are_merged_over_views(detector, folder):
 def test_rings_are_compared(detector, folder):
     config, work_dir = detector
     output = run_tool(
-        *('compare_rings.py', config, work_dir / 'iter_2.pth', folder / 'shapes/val'),
+        *('tools.dev.compare_rings', config, work_dir / 'iter_2.pth', folder / 'shapes/val'),
         *('--expand-sizes', 3, 3, 3, 0, '--num-images', 2, '--rings', 'normal', 0, -100),
         cwd=folder,
     )
@@ -262,7 +263,8 @@ def test_comparison_trains_focal_and_swin_once_and_tells_both(folder):
     work_dir = folder / 'compare'
     arguments = ['--families', 'retinanet', '--work-dir', work_dir, '--jobs', 1]
     arguments += ['--seeds', 0, 1]
-    output = run_tool('compare_shapes.py', *arguments, '--cfg-options', *options, cwd=folder)
+    tool = 'tools.dev.compare_shapes'
+    output = run_tool(tool, *arguments, '--cfg-options', *options, cwd=folder)
     assert 'focal_retinanet_0: done' in output and 'swin_retinanet_1: done' in output
     dumped = (work_dir / 'swin_retinanet_0/swin_retinanet_0.py').read_text()
     assert "type='SwinTransformer'" in dumped and 'FocalTransformer' in dumped
@@ -270,7 +272,7 @@ def test_comparison_trains_focal_and_swin_once_and_tells_both(folder):
     assert [cell.strip() for cell in row[:3]] == ['2', '2/2', 'box AP']
     assert all(' to ' in cell for cell in row[3:-1])
     assert (work_dir / 'curves.png').stat().st_size > 10_000
-    again = run_tool('compare_shapes.py', *arguments, cwd=folder)
+    again = run_tool(tool, *arguments, cwd=folder)
     assert 'training' not in again and '| retinanet | 2 |' in again
 
 
@@ -296,7 +298,7 @@ def test_two_processes_train_together(detector):
 
 def test_missing_data_is_told_without_a_trace(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    message = fails(monkeypatch, capsys, 'train.py', 'configs/mmdet/focal_maskrcnn_1x.py')
+    message = fails(monkeypatch, capsys, 'train.py', 'configs/mmdet/focal_maskrcnn_ms-1x.py')
     assert str(tmp_path / 'data/coco/train2017') in message
     assert 'focal_maskrcnn_shapes.py' in message
 

@@ -20,8 +20,7 @@ triton = pytest.importorskip('triton', reason='Triton is not installed')
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmfocal.closest_keys import ClosestGeometry
-from mmfocal.geometry import FocalGeometry
+from mmfocal.geometry import ClosestGeometry, FocalGeometry
 from mmfocal.ops.triton import backward_pass, bias_pass, forward_pass, layout
 from mmfocal.ops.triton.layout import KEY_LAUNCH, QUERY_LAUNCH, SUM_LAUNCH, layout_of
 

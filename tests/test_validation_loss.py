@@ -13,10 +13,10 @@ from mmengine.registry import TRANSFORMS, init_default_scope
 
 from mmfocal.datasets import prepare_shapes
 from mmfocal.engine import install_safe_loading, load_config, settings, validation_loss
+from mmfocal.engine.curves import draw_curves
 from mmfocal.engine.data_loader import stop_workers
 from mmfocal.engine.validation_loss import ValidationLossHook, loss_dataloader
-from mmfocal.errors import UserError
-from mmfocal.visualization.curves import draw_curves
+from mmfocal.utils.errors import UserError
 
 NUM_IMAGES = dict(train=6, val=5)
 SIDE = 96  # pixels of validation; the pictures have 128

@@ -14,8 +14,8 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from mmfocal.datasets import prepare_shapes
+from mmfocal.engine.curves import draw_comparison, draw_curves, read_scalars
 from mmfocal.geometry import FocalGeometry
-from mmfocal.visualization.curves import draw_comparison, draw_curves, read_scalars
 from mmfocal.visualization.detections import draw_detections
 from mmfocal.visualization.keys import LEVEL_COLOURS, RING_COLOUR, WINDOW_COLOUR, draw_keys
 from mmfocal.visualization.segmentations import draw_segmentations

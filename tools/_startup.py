@@ -86,7 +86,7 @@ def number_or_text(text: str) -> float | str:
 def check_installation() -> None:
     """Ends the process with a repair for the first package that is missing or does not fit."""
     with light_imports():
-        from mmfocal.compat import check_versions
+        from mmfocal.utils.compat import check_versions
     try:
         check_versions()
     except ImportError as error:

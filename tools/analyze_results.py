@@ -16,7 +16,7 @@ from _startup import add_common_options, check_installation, light_imports
 check_installation()
 with light_imports():
     from mmfocal.engine import check_data, load_config
-    from mmfocal.errors import is_first_process, user_errors_without_trace
+    from mmfocal.utils.errors import is_first_process, user_errors_without_trace
 
 
 def parse_args() -> argparse.Namespace:
@@ -57,16 +57,15 @@ def main() -> None:
         cfg = load_config(args.config, args.cfg_options)
         check_data(cfg, ('test',))
 
-    from mmfocal.analysis.report import text_table, write_report
-    from mmfocal.analysis.running import analyze, predict
     from mmfocal.engine import settings
+    from mmfocal.evaluation.report import text_table, write_report
+    from mmfocal.evaluation.running import analyze, predict
 
     settings.set_work_dir(cfg, args.work_dir)
     out = Path(args.out or os.path.join(cfg.work_dir, 'analysis'))
     predictions = Path(args.predictions or out / 'predictions.json')
     if args.predictions is None:
         predict(cfg, args.checkpoint, predictions, args.launcher)
-        settings.leave_group()
     if not is_first_process():
         return
     report = analyze(

@@ -12,7 +12,7 @@ from _startup import add_config_options, check_installation, light_imports
 check_installation()
 with light_imports():
     from mmfocal.engine import check_contents, check_data, load_config
-    from mmfocal.errors import user_errors_without_trace
+    from mmfocal.utils.errors import user_errors_without_trace
 
 
 def parse_args() -> argparse.Namespace:

@@ -40,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     args = parse_args()
     _startup.check_installation()
-    from mmfocal.errors import user_errors_without_trace
+    from mmfocal.utils.errors import user_errors_without_trace
 
     with user_errors_without_trace():
         convert(args)
@@ -56,9 +56,9 @@ def build_model(config: str) -> object:
     from mmengine.registry import MODELS, DefaultScope
 
     import mmfocal
-    from mmfocal.compat import import_problem
     from mmfocal.engine import load_config
-    from mmfocal.errors import UserError
+    from mmfocal.utils.compat import import_problem
+    from mmfocal.utils.errors import UserError
 
     cfg = load_config(config)
     backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
@@ -75,10 +75,10 @@ def build_model(config: str) -> object:
 def convert(args: argparse.Namespace) -> None:
     import mmfocal
     from mmfocal.engine import load_checkpoint_file
-    from mmfocal.engine.saving import save_tensors
-    from mmfocal.errors import UserError
-    from mmfocal.pretrained import load_pretrained, read_weights
-    from mmfocal.pretrained.classifier import load_classifier
+    from mmfocal.utils.errors import UserError
+    from mmfocal.weights import load_pretrained, read_weights
+    from mmfocal.weights.classifier import load_classifier
+    from mmfocal.weights.saving import save_tensors
 
     if args.dst.suffix not in SUFFIXES:
         raise UserError(f'DST must end in {" or ".join(SUFFIXES)}, got {args.dst}')
@@ -94,12 +94,12 @@ def convert(args: argparse.Namespace) -> None:
         )
         load = load_pretrained if isinstance(model, mmfocal.FocalTransformer) else load_classifier
         try:
-            accounting = load(model, args.src, **options)
+            report = load(model, args.src, **options)
         except ValueError as error:
             raise UserError(str(error)) from error
         tensors = model.state_dict()
         for what in ('resized', 'left_out', 'new'):
-            for name in getattr(accounting, what):
+            for name in getattr(report, what):
                 print(f'{what.replace("_", " "):9} {name}')
     else:
         checkpoint = load_checkpoint_file(args.src, sha256=args.sha256)

@@ -24,7 +24,7 @@ matplotlib.use('Agg')
 
 from mmfocal.datasets import prepare_shapes, shapes_root
 from mmfocal.datasets.shapes import CLASSES, PALETTE
-from mmfocal.visualization.curves import draw_curves, read_scalars
+from mmfocal.engine.curves import draw_curves, read_scalars
 from mmfocal.visualization.detections import draw_detections
 from mmfocal.visualization.segmentations import draw_segmentations
 

@@ -19,7 +19,7 @@ from _startup import light_imports
 
 # `import mmfocal` refuses where versions do not fit, and this tool is for just that case.
 with light_imports():
-    from mmfocal.compat import (
+    from mmfocal.utils.compat import (
         CORE,
         TORCH,
         Problem,

@@ -14,7 +14,7 @@ from _startup import add_config_options, check_installation, light_imports
 check_installation()
 with light_imports():
     from mmfocal.engine import load_config
-    from mmfocal.errors import user_errors_without_trace
+    from mmfocal.utils.errors import user_errors_without_trace
 
 SUFFIXES = {'onnx': '.onnx', 'torch': '.pt2'}
 
@@ -85,7 +85,7 @@ def main() -> int:
     )
     from mmfocal.export.quantisation import write_int8
     from mmfocal.inference import Inferencer
-    from mmfocal.inference.view import find_backbone, load_model
+    from mmfocal.visualization.view import find_backbone, load_model
 
     if args.format == 'onnx':
         require_packages()

@@ -8,8 +8,8 @@ from _startup import check_installation, light_imports
 check_installation()
 with light_imports():
     from mmfocal.engine.own_data import config_text, find_splits
-    from mmfocal.engine.saving import written_atomically
-    from mmfocal.errors import UserError, user_errors_without_trace
+    from mmfocal.utils.errors import UserError, user_errors_without_trace
+    from mmfocal.utils.files import written_atomically
 
 
 def parse_args() -> argparse.Namespace:

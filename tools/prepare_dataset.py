@@ -33,7 +33,7 @@ def parse_args(keys: list[str]) -> argparse.Namespace:
 def main() -> int:
     with _startup.light_imports():
         from mmfocal.datasets.preparation import DATASETS, check, prepare
-        from mmfocal.errors import user_errors_without_trace
+        from mmfocal.utils.errors import user_errors_without_trace
 
     args = parse_args(list(DATASETS))
     with user_errors_without_trace():

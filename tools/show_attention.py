@@ -12,7 +12,7 @@ from _startup import add_config_options, check_installation, light_imports
 check_installation()
 with light_imports():
     from mmfocal.engine import load_config
-    from mmfocal.errors import UserError, user_errors_without_trace
+    from mmfocal.utils.errors import UserError, user_errors_without_trace
 
 
 def ordinal(text: str) -> int:
@@ -81,8 +81,8 @@ def main() -> None:
 
     matplotlib.use('Agg')
 
-    from mmfocal.inference.view import find_backbone, load_model, view_image
     from mmfocal.visualization.attention import attention_of_blocks, draw_attention, draw_heads
+    from mmfocal.visualization.view import find_backbone, load_model, view_image
 
     torch.manual_seed(0)  # for weights before training
     model = load_model(cfg, None if args.checkpoint == 'none' else args.checkpoint)

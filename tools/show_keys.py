@@ -10,7 +10,8 @@ import matplotlib
 
 matplotlib.use('Agg')
 
-from mmfocal.geometry import BORDERS, FocalGeometry
+from mmfocal.geometry import FocalGeometry
+from mmfocal.geometry.focal import BORDERS
 from mmfocal.visualization.keys import draw_keys
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 import os
+from dataclasses import fields
 
-from _startup import add_common_options, check_installation, light_imports
+from _startup import add_common_options, check_installation
 
 check_installation()
-with light_imports():
-    from mmfocal.engine import check_data, load_config
-    from mmfocal.errors import user_errors_without_trace
+from mmfocal.engine import load_config
+from mmfocal.engine.runner import TestOptions, test
+from mmfocal.utils.errors import user_errors_without_trace
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,33 +40,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_args()
-    with light_imports():
-        cfg = load_config(args.config, args.cfg_options)
-        check_data(cfg, ('test',))
-
-    from mmfocal.engine import install_safe_loading, install_sample_errors, settings
-    from mmfocal.engine.live_progress import live_progress
-    from mmfocal.engine.results import set_predictions_file, set_visualization, write_metrics
-
-    settings.set_work_dir(cfg, args.work_dir)
-    settings.set_checkpoint(cfg, args.checkpoint)
-    if args.out:
-        set_predictions_file(cfg, args.out)
-    if args.show or args.show_dir:
-        set_visualization(cfg, args.show, args.show_dir)
-    if args.tta:
-        settings.set_test_time_augmentation(cfg)
-    settings.set_launcher(cfg, args.launcher)
-    settings.set_seed(cfg)
-    install_safe_loading()
-    install_sample_errors()
-    runner = settings.build_runner(cfg)
-    with live_progress(runner):
-        metrics = runner.test()
-    if args.out:
-        write_metrics(args.out, metrics, args.config, args.checkpoint)
-    settings.leave_group()
+    args = vars(parse_args())
+    cfg = load_config(args['config'], args['cfg_options'])
+    test(cfg, TestOptions(**{each.name: args[each.name] for each in fields(TestOptions)}))
 
 
 if __name__ == '__main__':

@@ -2,13 +2,14 @@
 
 import argparse
 import os
+from dataclasses import fields
 
-from _startup import add_common_options, check_installation, light_imports
+from _startup import add_common_options, check_installation
 
 check_installation()
-with light_imports():
-    from mmfocal.engine import check_contents, check_data, load_config
-    from mmfocal.errors import is_first_process, user_errors_without_trace
+from mmfocal.engine import load_config
+from mmfocal.engine.runner import TrainOptions, train
+from mmfocal.utils.errors import user_errors_without_trace
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,12 +67,6 @@ def parse_args() -> argparse.Namespace:
         choices=['tensorboard', 'wandb', 'mlflow'],
         help='log there too (default: TensorBoard where it is installed)',
     )
-    parser.add_argument(
-        '--strategy',
-        choices=['ddp', 'fsdp'],
-        help='what several processes share: gradients, or weights and optimizer as well '
-        '(default: as the config says, else ddp)',
-    )
     parser.add_argument('--seed', type=int, help='default: of the config, or drawn and recorded')
     parser.add_argument(
         '--deterministic',
@@ -85,41 +80,9 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse_args()
-    with light_imports():
-        cfg = load_config(args.config, args.cfg_options)
-        check_data(cfg, ('train', 'val'))
-        if args.data_check and is_first_process():
-            for line in check_contents(cfg, ('train', 'val')):
-                print(line)
-
-    from mmfocal.engine import install_safe_loading, install_sample_errors, settings
-    from mmfocal.engine.live_progress import live_progress
-
-    settings.set_work_dir(cfg, args.work_dir)
-    if args.auto_scale_lr:
-        settings.set_auto_scale_lr(cfg)
-    if args.ema:
-        settings.set_ema(cfg)
-    settings.set_stopping(cfg, args.save_best, args.early_stop)
-    if args.val_loss:
-        settings.set_validation_loss(cfg)
-    settings.set_logs(cfg, args.log_to)
-    notes = [
-        settings.set_resume(cfg, args.resume),
-        settings.set_precision(cfg, args.amp, args.precision),
-        settings.set_reliability(cfg),
-    ]
-    for note in filter(None, notes if is_first_process() else []):
-        print(note)
-    settings.set_launcher(cfg, args.launcher, args.strategy)
-    settings.set_seed(cfg, args.seed, args.deterministic)
-    install_safe_loading()
-    install_sample_errors(skip=args.skip_bad_samples)
-    runner = settings.build_runner(cfg)
-    with live_progress(runner):
-        runner.train()
-    settings.leave_group()
+    args = vars(parse_args())
+    cfg = load_config(args['config'], args['cfg_options'])
+    train(cfg, TrainOptions(**{each.name: args[each.name] for each in fields(TrainOptions)}))
 
 
 if __name__ == '__main__':

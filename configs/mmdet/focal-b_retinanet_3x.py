@@ -1,10 +1,3 @@
 _base_ = 'focal_retinanet_3x.py'
 
-model = dict(
-    backbone=dict(
-        arch='base',
-        drop_path_rate=0.3,
-        init_cfg=dict(checkpoint={{_base_.checkpoints.base}}),
-    ),
-    neck=dict(in_channels=[256, 512, 1024]),
-)
+model = dict(backbone={{_base_.focal_b}}, neck=dict(in_channels=[256, 512, 1024]))

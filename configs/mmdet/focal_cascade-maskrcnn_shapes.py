@@ -1,7 +1,7 @@
 # A narrow Cascade Mask R-CNN on the embedded data set.
 _base_ = [
     '_base_/cascade-maskrcnn_focal.py',
-    '_base_/shapes_backbone.py',
+    '../_base_/shapes_backbone.py',
     '_base_/shapes_instance.py',
     '_base_/runtime_shapes.py',
 ]

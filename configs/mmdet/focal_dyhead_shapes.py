@@ -2,7 +2,7 @@
 # the deformable convolutions of mmcv take most of the time on a CPU.
 _base_ = [
     '_base_/dyhead_focal-l.py',
-    '_base_/shapes_backbone.py',
+    '../_base_/shapes_backbone.py',
     '_base_/shapes_detection.py',
     '_base_/runtime_shapes_long.py',
 ]

@@ -1,7 +1,7 @@
 # A narrow HTC++ on the embedded data set, label maps included.
 _base_ = [
     '_base_/htcpp_focal.py',
-    '_base_/shapes_backbone.py',
+    '../_base_/shapes_backbone.py',
     '_base_/shapes_instance.py',
     '_base_/runtime_shapes.py',
 ]

@@ -2,7 +2,7 @@
 # minutes on two CPU cores. The model is cut down where COCO needs more; nothing else differs.
 _base_ = [
     '_base_/maskrcnn_focal.py',
-    '_base_/shapes_backbone.py',
+    '../_base_/shapes_backbone.py',
     '_base_/shapes_instance.py',
     '_base_/runtime_shapes.py',
 ]

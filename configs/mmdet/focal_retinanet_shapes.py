@@ -1,7 +1,7 @@
 # A narrow RetinaNet on the embedded data set. Its finest map has a stride of 4 pixels.
 _base_ = [
     '_base_/retinanet_focal.py',
-    '_base_/shapes_backbone.py',
+    '../_base_/shapes_backbone.py',
     '_base_/shapes_detection.py',
     '_base_/runtime_shapes_long.py',
 ]

@@ -2,7 +2,7 @@
 # to look, and takes more than twice as many iterations.
 _base_ = [
     '_base_/sparsercnn_focal.py',
-    '_base_/shapes_backbone.py',
+    '../_base_/shapes_backbone.py',
     '_base_/shapes_detection.py',
     '_base_/runtime_shapes.py',
 ]

@@ -2,7 +2,7 @@
 # minutes on two CPU cores.
 _base_ = [
     '_base_/upernet_focal.py',
-    '../mmdet/_base_/shapes_backbone.py',
+    '../_base_/shapes_backbone.py',
     '_base_/shapes.py',
     'mmseg::_base_/default_runtime.py',
 ]

@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mmfocal.errors import UserError
-from mmfocal.progress import Progress
+from mmfocal.utils.errors import UserError
+from mmfocal.utils.progress import Progress
 
 from .checking import IGNORED_LABEL, Header, leaves_folder, read_picture
 from .shapes import CLASSES, NUM_IMAGES, prepare_shapes, shapes_root
@@ -132,7 +132,7 @@ _DATASETS = (
                 ('val2017', 5000, 36781),
             )
         ),
-        config='configs/mmdet/focal_maskrcnn_1x.py',
+        config='configs/mmdet/focal_maskrcnn_ms-1x.py',
         archives=(
             Archive(f'{_COCO}/zips/train2017.zip', ('train2017',)),
             Archive(f'{_COCO}/zips/val2017.zip', ('val2017',)),

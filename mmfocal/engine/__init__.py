@@ -9,21 +9,29 @@ __all__ = [
     'BadDataError',
     'CheckpointError',
     'MissingDataError',
+    'TestOptions',
+    'TrainOptions',
     'check_contents',
     'check_data',
     'install_safe_loading',
     'install_sample_errors',
     'load_checkpoint_file',
     'load_config',
+    'test',
+    'train',
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Imports what needs PyTorch on first use: tools report missing data before that."""
     if name in ('CheckpointError', 'install_safe_loading', 'load_checkpoint_file'):
-        from . import safe_loading
+        from mmfocal.weights import safe_loading
 
         return getattr(safe_loading, name)
+    if name in ('TestOptions', 'TrainOptions', 'test', 'train'):
+        from . import runner
+
+        return getattr(runner, name)
     if name == 'install_sample_errors':
         from .sample_errors import install_sample_errors
 

@@ -16,11 +16,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mmfocal.errors import UserError
-
-from .safe_loading import CheckpointError, load_checkpoint_file
-from .saving import written_atomically
-from .sharding import whole_states
+from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import written_atomically
+from mmfocal.weights.safe_loading import CheckpointError, load_checkpoint_file
 
 # Of a run itself, from which it can go on; best_*.pth lacks the optimizer.
 _NAME = re.compile(r'(epoch|iter)_(\d+)\.pth')
@@ -62,14 +60,6 @@ class WholeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend='atomic')
         super().before_train(runner)
 
-    def _save_checkpoint(self, runner: Runner) -> None:
-        with whole_states(runner):
-            super()._save_checkpoint(runner)
-
-    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        with whole_states(runner):
-            super()._save_best_checkpoint(runner, metrics)
-
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         keep = self.max_keep_ckpts
         if keep <= 0:
@@ -92,7 +82,7 @@ class WholeCheckpointHook(CheckpointHook):
                 self.file_backend.remove(path)
 
 
-def set_aside(folder: str | os.PathLike) -> Path | None:
+def archive_previous_run(folder: str | os.PathLike) -> Path | None:
     """Moves the checkpoints of an earlier run out of the way of a new one, into a new folder.
 
     Returns:
@@ -110,7 +100,7 @@ def set_aside(folder: str | os.PathLike) -> Path | None:
     return aside
 
 
-def newest_whole(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
+def latest_valid(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
     """The newest checkpoint in a work folder from which its run can go on.
 
     ``last_checkpoint`` is not asked: it may be missing or name another folder, and the file that

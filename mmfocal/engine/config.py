@@ -9,8 +9,8 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmfocal.compat import register_config_packages
-from mmfocal.errors import UserError
+from mmfocal.utils.compat import register_config_packages
+from mmfocal.utils.errors import UserError
 
 # Holds configs/ and tools/, as OpenMMLab's packages do: in a checkout by links.
 REPOSITORY = Path(__file__).resolve().parents[1] / '.mim'
@@ -61,13 +61,13 @@ def find_config(path: str | os.PathLike) -> Path:
     """The file that ``path`` means, see :func:`load_config`."""
     path = Path(path)
     candidates = [path, REPOSITORY / path]
-    by_name = sorted((REPOSITORY / 'configs').glob(f'*/{path.stem}.py'))
+    by_name = sorted((REPOSITORY / 'configs').glob(f'[!_]*/{path.stem}.py'))
     if path.parent == Path():
         candidates += by_name
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    known = {file.stem: file for file in (REPOSITORY / 'configs').glob('*/*.py')}
+    known = {file.stem: file for file in (REPOSITORY / 'configs').glob('[!_]*/*.py')}
     near = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.4) or sorted(known)
     names = '\n'.join(f'  {known[name].relative_to(REPOSITORY)}' for name in near)
     raise UserError(

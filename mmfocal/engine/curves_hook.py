@@ -15,7 +15,7 @@ class CurvesHook(Hook):
     """Draws ``curves.png`` in the work folder after every validation and at the end.
 
     It shows losses, metrics and learning rate over all starts of the run; see
-    :mod:`mmfocal.visualization.curves`. A picture that cannot be drawn is a warning, and no end of
+    :mod:`mmfocal.engine.curves`. A picture that cannot be drawn is a warning, and no end of
     the run.
     """
 
@@ -33,7 +33,7 @@ class CurvesHook(Hook):
         try:
             import matplotlib.pyplot as plt
 
-            from mmfocal.visualization.curves import draw_curves
+            from mmfocal.engine.curves import draw_curves
 
             plt.switch_backend('agg')  # no window, on machines without a screen too
             figure = draw_curves(runner.work_dir)

@@ -27,7 +27,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.autograd import Function
 
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 # By modules of mmcv.ops, the functions whose CUDA kernels for gradients use atomicAdd (mmcv 2.1.0,
 # mmcv/ops/csrc/common/cuda) and that are not replaced here. No config of this repository uses one.

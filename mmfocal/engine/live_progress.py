@@ -15,7 +15,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmfocal.progress import Line, Pace, told
+from mmfocal.utils.progress import Line, Pace, told
 
 
 @contextmanager

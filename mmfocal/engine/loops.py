@@ -15,7 +15,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 from .data_loader import ResumableDataLoader
 from .randomness import derived_seed, seed_generators

@@ -16,9 +16,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmfocal.errors import UserError
-
-from .sharding import own_share
+from mmfocal.utils.errors import UserError
 
 MAX_NAMES = 8  # files or weights named in a message
 
@@ -264,8 +262,7 @@ def _bad_weights(model: nn.Module) -> list[str]:
     """Names of parameters that are not finite."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     with torch.no_grad():
-        shares = [own_share(parameter) for parameter in parameters]
-        good = [share.isfinite().all().to(shares[0].device) for share in shares]
+        good = [each.isfinite().all().to(parameters[0].device) for each in parameters]
         good = torch.stack(good).tolist()  # one wait for the device, not one for each
     return [name for name, is_good in zip(names, good, strict=True) if not is_good]
 

@@ -14,7 +14,8 @@ from typing import Any
 from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
-from mmfocal.errors import UserError
+from mmfocal.utils.config import type_name
+from mmfocal.utils.errors import UserError
 
 from .config import REPOSITORY, find_config, load_config
 
@@ -123,7 +124,7 @@ def config_text(root: Path, splits: dict[str, Split], base: str) -> str:
         f'val_evaluator = dict(ann_file=data_root + {val_file!r})',
         'test_evaluator = val_evaluator',
     ]
-    if cfg.train_cfg.get('type', 'EpochBasedTrainLoop') == 'EpochBasedTrainLoop':
+    if type_name(cfg.train_cfg) in ('', 'EpochBasedTrainLoop'):
         lines += _schedule(cfg, splits['train'].num_images)
     formatted, _ = FormatCode('\n'.join(lines), style_config=dict(column_limit=99))
     head = (
@@ -251,8 +252,8 @@ def _replaced(value: Any) -> Any:
 
 
 def _check_base(cfg: Config, base: str, data: Split) -> None:
-    kind = cfg.train_dataloader.dataset.get('type')
-    if cfg.get('default_scope') != 'mmdet' or str(kind).rpartition('.')[2] not in (
+    kind = type_name(cfg.train_dataloader.dataset)
+    if cfg.get('default_scope') != 'mmdet' or kind not in (
         'CocoDataset',
         'ShapesDataset',
     ):

@@ -21,7 +21,8 @@ from mmfocal.datasets.checking import (
     check_segmentation,
 )
 from mmfocal.datasets.preparation import DATASETS
-from mmfocal.errors import UserError
+from mmfocal.utils.config import type_name
+from mmfocal.utils.errors import UserError
 
 from .dataset_source import DatasetSource, find_source
 
@@ -42,7 +43,8 @@ SOURCES = {
         'classes in meta/val.txt.',
     ),
 }
-# Of each family, the config that trains on drawn shapes.
+# Our data sets of drawn shapes, and of each family the config that trains on them.
+DRAWN = ('ShapesDataset', 'ShapesSegDataset', 'ShapesClsDataset')
 EMBEDDED = {
     'mmdet': 'mmdet/focal_maskrcnn_shapes',
     'mmseg': 'mmseg/focal_upernet_shapes',
@@ -235,7 +237,7 @@ def _pictures(steps: Iterable[dict], min_size: int) -> Pictures:
     """How transforms load and resize pictures."""
     load, bounds = {}, []
     for step in steps:
-        if _kind(step).endswith('LoadImageFromFile'):
+        if type_name(step).endswith('LoadImageFromFile'):
             load = step
         if not step.get('keep_ratio'):
             continue
@@ -293,11 +295,11 @@ def _check_num_classes(cfg: Config, data: CocoData | SegmentationData, findings:
 def _check_packages(key: str, dataset: dict) -> None:
     """Raises UserError if a transform of the data set's pipeline lacks its package."""
     for number, step in enumerate(dataset.get('pipeline') or ()):
-        package = PACKAGES.get(step.get('type'))
+        package = PACKAGES.get(type_name(step))
         if package and importlib.util.find_spec(package) is None:
             raise UserError(
-                f'{key}.{number}, {step["type"]}, needs a package that is not installed. Run: pip '
-                f'install {package}, or leave this transform out of the config.'
+                f'{key}.{number}, {type_name(step)}, needs a package that is not installed. Run: '
+                f'pip install {package}, or leave this transform out of the config.'
             )
 
 
@@ -320,7 +322,7 @@ def _leaves(key: str, dataset: Any) -> Iterator[tuple[str, dict]]:
     elif 'datasets' in dataset:
         for i, inner in enumerate(dataset['datasets']):
             yield from _leaves(f'{key}.datasets.{i}', inner)
-    elif 'Shapes' in _kind(dataset):
+    elif type_name(dataset) in DRAWN:
         return  # drawn on first use
     elif not dataset.get('backend_args'):  # else its paths are those of another storage
         yield key, dataset
@@ -336,7 +338,7 @@ def _paths(dataset: dict) -> list[str]:
     root = dataset.get('data_root') or ''
     prefixes = dataset.get('data_prefix') or {}
     prefixes = [prefixes] if isinstance(prefixes, str) else list(prefixes.values())
-    if _kind(dataset) == 'ImageNet':  # it has folders by the names of splits
+    if type_name(dataset) == 'ImageNet':  # it has folders by the names of splits
         prefixes = prefixes or [dataset.get('split')]
     parts = [part for part in (dataset.get('ann_file'), *prefixes) if part]
     paths = [os.path.join(root, part) for part in parts or [root]]

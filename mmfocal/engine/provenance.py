@@ -17,8 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-import mmfocal
-from mmfocal.compat import installed
+from mmfocal.utils.compat import installed
 from mmfocal.version import __version__
 
 PACKAGES = (
@@ -42,7 +41,7 @@ def provenance(config: str | None = None) -> dict[str, Any]:
     """
     found = {name: number for name in PACKAGES if (number := installed(name))}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    folders = [Path(mmfocal.__file__).parent.parent]
+    folders = [Path(__file__).parents[2]]
     if config:
         folders.append(Path(config).resolve().parent)
     states = [state for folder in folders if (state := git_state(folder))]

@@ -10,7 +10,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import master_only
 
-from mmfocal.errors import UserError
+from mmfocal.utils.config import type_name
+from mmfocal.utils.errors import UserError
 
 
 def set_predictions_file(cfg: Config, out: str) -> None:
@@ -27,9 +28,9 @@ def set_predictions_file(cfg: Config, out: str) -> None:
     Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     evaluators = cfg.test_evaluator
     for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-        if str(evaluator.get('type')).endswith('CocoMetric'):
+        if type_name(evaluator).endswith('CocoMetric'):
             evaluator.outfile_prefix = os.path.abspath(out.removesuffix('.json'))
-        elif str(evaluator.get('type')).endswith('IoUMetric'):
+        elif type_name(evaluator).endswith('IoUMetric'):
             evaluator.output_dir = os.path.abspath(out.removesuffix('.json') + '.labels')
 
 

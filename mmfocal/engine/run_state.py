@@ -17,10 +17,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
+from mmfocal.utils.files import written_atomically
+
 from .data_loader import prepare_workers, stop_workers
 from .randomness import derived_seed, seed_generators
-from .saving import written_atomically
-from .sharding import prepare_sharded_run, whole_states
 
 KEY = 'mmfocal_run'
 VALIDATED = 'last_validation'  # what begins with val, train or test is logged
@@ -48,7 +48,6 @@ class RunStateHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Listens for signals."""
-        prepare_sharded_run(runner)
         self.handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -140,14 +139,13 @@ class RunStateHook(Hook):
         hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
         out_dir = (hooks[0].out_dir if hooks else None) or runner.work_dir
         name = f'iter_{iteration}.pth'
-        with whole_states(runner):
-            runner.save_checkpoint(
-                out_dir,
-                name,
-                by_epoch=False,
-                meta=dict(epoch=runner.epoch, iter=iteration),
-                backend_args=hooks[0].backend_args if hooks else None,
-            )
+        runner.save_checkpoint(
+            out_dir,
+            name,
+            by_epoch=False,
+            meta=dict(epoch=runner.epoch, iter=iteration),
+            backend_args=hooks[0].backend_args if hooks else None,
+        )
         if is_main_process():
             with written_atomically(Path(runner.work_dir) / 'last_checkpoint') as file:
                 file.write(os.path.join(out_dir, name).encode())

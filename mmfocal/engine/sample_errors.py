@@ -10,7 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from mmfocal.datasets.checking import why_unreadable
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 # How torch's data loader begins the message of an error that it takes out of a worker process;
 # the original message is the end of a stack trace there.

@@ -13,8 +13,10 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
-from mmfocal.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
-from mmfocal.errors import UserError, is_first_process
+from mmfocal.utils.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
+from mmfocal.utils.config import type_name
+from mmfocal.utils.errors import UserError, is_first_process
+from mmfocal.weights.safe_loading import load_checkpoint_file
 
 from . import (  # noqa: F401  register themselves
     averaging,
@@ -24,12 +26,10 @@ from . import (  # noqa: F401  register themselves
     loops,
     provenance,
     run_state,
-    sharding,
 )
 from .bfloat16 import prepare_bfloat16
 from .determinism import install_determinism
 from .non_finite import NonFiniteHook
-from .safe_loading import load_checkpoint_file
 from .validation_loss import loss_dataloader
 
 # mmengine's loops, and those that can go on anywhere.
@@ -53,7 +53,7 @@ def set_work_dir(cfg: Config, work_dir: str | None) -> None:
         cfg.work_dir = os.path.join('work_dirs', Path(cfg.filename).stem)
 
 
-def set_launcher(cfg: Config, launcher: str, strategy: str | None = None) -> None:
+def set_launcher(cfg: Config, launcher: str) -> None:
     """Sets the launcher, and joins the process group of a distributed run.
 
     mmengine's way into a group needs a GPU. Without one, processes join by gloo here.
@@ -61,19 +61,8 @@ def set_launcher(cfg: Config, launcher: str, strategy: str | None = None) -> Non
     Args:
         cfg: the config, changed in place.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
-        strategy: what processes share, ``'ddp'`` (gradients) or ``'fsdp'`` (weights and the state
-            of the optimizer as well, see :mod:`~mmfocal.engine.sharding`); None for what the
-            config says, and gradients if it says nothing.
-
-    Raises:
-        UserError: the strategy needs several processes, or does not go with the config.
     """
     cfg.launcher = launcher
-    if strategy is not None:
-        cfg.model_wrapper_cfg = None
-    if strategy == 'fsdp':
-        _check_sharding(cfg)
-        cfg.model_wrapper_cfg = dict(type='ShardedModel')
     if launcher == 'none':
         return
     # Before the runner does it: the processes have to agree on a seed that it is built with.
@@ -99,20 +88,6 @@ def leave_group() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def _check_sharding(cfg: Config) -> None:
-    reason = None
-    if cfg.launcher == 'none':
-        reason = 'it takes several processes: start them with tools/dist_train.sh or torchrun'
-    elif cfg.optim_wrapper.get('accumulative_counts', 1) != 1:
-        reason = 'gradients are not accumulated over shares: set accumulative_counts to 1'
-    elif any('EMAHook' in hook.get('type', '') for hook in cfg.get('custom_hooks') or []):
-        reason = 'averages of weights are not made of shares: leave out --ema and EMAHook'
-    elif cfg.model.get('backbone', {}).get('frozen_stages', -1) >= 0:
-        reason = 'frozen weights do not go with shares: set model.backbone.frozen_stages to -1'
-    if reason:
-        raise UserError(f'--strategy fsdp: {reason}, or take --strategy ddp.')
 
 
 def set_seed(cfg: Config, seed: int | None = None, deterministic: bool = False) -> None:
@@ -166,7 +141,8 @@ def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) 
             do.
     """
     wrapper = cfg.optim_wrapper
-    kind = wrapper.setdefault('type', 'OptimWrapper')
+    wrapper.setdefault('type', 'OptimWrapper')
+    kind = type_name(wrapper)
     has_gpu = torch.cuda.is_available()
     asked = '--amp' if amp else f'--precision {precision}'
     if precision and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -194,7 +170,7 @@ def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) 
         wrapper.update(type='AmpOptimWrapper', dtype='float16')
     elif amp and kind == 'OptimWrapper':
         wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
-    if wrapper.type == 'AmpOptimWrapper' and (precision == 'fp32' or not has_gpu):
+    if type_name(wrapper) == 'AmpOptimWrapper' and (precision == 'fp32' or not has_gpu):
         wrapper.type = 'OptimWrapper'
         for name in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(name, None)
@@ -217,14 +193,14 @@ def set_resume(cfg: Config, resume: str | None) -> str | None:
         UserError: the file is not there, or no checkpoint of the folder is whole.
     """
     if resume is None:
-        aside = checkpoints.set_aside(cfg.work_dir) if is_first_process() else None
+        aside = checkpoints.archive_previous_run(cfg.work_dir) if is_first_process() else None
         return aside and (
             f'{cfg.work_dir} held checkpoints of an earlier run. They are in {aside} now; to go '
             'on with that run, move them back and add --resume.'
         )
     if resume == 'auto':
         # Every process looks for itself, and finds the same.
-        checkpoint, notes = checkpoints.newest_whole(cfg.work_dir)
+        checkpoint, notes = checkpoints.latest_valid(cfg.work_dir)
         if checkpoint is None:
             return f'--resume: {cfg.work_dir} holds no checkpoint yet; this is a new run.'
         cfg.resume, cfg.load_from = True, str(checkpoint)
@@ -251,7 +227,7 @@ def set_reliability(cfg: Config) -> str | None:
     """
     hooks = cfg.setdefault('default_hooks', {})
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
-    if checkpoint is not None and checkpoint.get('type', 'CheckpointHook') == 'CheckpointHook':
+    if checkpoint is not None and type_name(checkpoint) in ('', 'CheckpointHook'):
         hooks['checkpoint'] = dict(checkpoint, type='WholeCheckpointHook')
     _add_hook(cfg, dict(type='RunStateHook'))
     _add_hook(cfg, dict(type='ProvenanceHook'))
@@ -259,7 +235,7 @@ def set_reliability(cfg: Config) -> str | None:
     settings = cfg.train_cfg
     if 'type' not in settings:
         settings.type = f'{"Epoch" if settings.pop("by_epoch", True) else "Iter"}BasedTrainLoop'
-    kind = settings.type
+    kind = type_name(settings)
     if kind not in LOOPS:
         return (
             f'train_cfg.type is {kind}: after --resume, this run may not go on exactly as it '
@@ -284,7 +260,7 @@ def set_logs(cfg: Config, names: list[str] | None = None) -> None:
     backends = cfg.setdefault('visualizer', dict(type='Visualizer')).setdefault(
         'vis_backends', [dict(type='LocalVisBackend')]
     )
-    present = {backend['type'] for backend in backends}
+    present = {type_name(backend) for backend in backends}
     for name in names:
         kind, package = LOGS[name]
         if importlib.util.find_spec(package) is None:
@@ -336,7 +312,7 @@ def set_ema(cfg: Config) -> None:
     The average is exponential, with a share of 0.0002 for each new iteration and more at the
     beginning, as YOLOX does; ``custom_hooks`` of a config can have it otherwise.
     """
-    if not any(hook.get('type') == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
+    if not any(type_name(hook) == 'EMAHook' for hook in cfg.get('custom_hooks') or []):
         average = dict(type='EMAHook', ema_type='WarmedUpEMA', momentum=0.0002)
         _add_hook(cfg, dict(**average, update_buffers=True))
 
@@ -388,7 +364,7 @@ def checkpoint_of(source: str) -> str:
         return source
     if os.path.isdir(source):
         best = sorted(Path(source).glob('best_*.pth'), key=os.path.getmtime)
-        newest = best[-1] if best else checkpoints.newest_whole(source)[0]
+        newest = best[-1] if best else checkpoints.latest_valid(source)[0]
         if newest is not None:
             return str(newest)
     raise UserError(f'There is no checkpoint {source} (looked for {os.path.abspath(source)}).')
@@ -408,7 +384,7 @@ def set_test_time_augmentation(cfg: Config) -> None:
             'have them.'
         )
     has_masks = cfg.default_scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head')
-    if has_masks and cfg.tta_model.get('type') == 'DetTTAModel':
+    if has_masks and type_name(cfg.tta_model) == 'DetTTAModel':
         raise UserError(
             f'--tta: {cfg.filename} has a mask head, and DetTTAModel merges boxes alone. Set '
             "tta_model.type to 'InstanceTTAModel', and name 'mmfocal.detection' among the imports "
@@ -457,6 +433,7 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.get('resume'):
         for module in runner.model.modules():
             init_cfg = getattr(module, 'init_cfg', None)
-            if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            kind = type_name(init_cfg) if isinstance(init_cfg, dict) else None
+            if kind in ('Pretrained', 'PretrainedInit'):
                 module.init_cfg = None
     return runner

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -21,7 +20,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from mmfocal.errors import UserError
+from mmfocal.utils.config import type_name
+from mmfocal.utils.errors import UserError
 
 from .data_loader import ResumableDataLoader
 from .randomness import derived_seed, seed_generators, seeded
@@ -164,8 +164,8 @@ def _pipeline(steps: list[dict], truth: list[dict], pack: dict | None) -> list[d
     if not loads or not packs or pack is None:
         raise UserError(
             '--val-loss: expected pipelines that load a picture and pack what the model takes '
-            f'(LoadImage..., Pack...), got {", ".join(map(_kind, steps))} for validation. Leave '
-            'it out, or write the pipeline in this form.'
+            f'(LoadImage..., Pack...), got {", ".join(map(type_name, steps))} for validation. '
+            'Leave it out, or write the pipeline in this form.'
         )
     behind = loads[-1] + 1
     kept = [step for step in steps[behind:] if not _loads_truth(step) and step not in packs]
@@ -194,9 +194,4 @@ def _loads_truth(step: dict) -> bool:
 
 
 def _is(step: dict, begin: str) -> bool:
-    return _kind(step).rpartition('.')[-1].startswith(begin)
-
-
-def _kind(step: dict[str, Any]) -> str:
-    kind = step.get('type', '')
-    return kind if isinstance(kind, str) else kind.__name__
+    return type_name(step).startswith(begin)

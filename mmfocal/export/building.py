@@ -6,8 +6,8 @@ import sys
 
 from torch import nn
 
-from mmfocal.errors import UserError
-from mmfocal.inference.view import find_backbone
+from mmfocal.utils.errors import UserError
+from mmfocal.visualization.view import find_backbone
 
 from .detectors import SingleStageGraph, TwoStageGraph
 from .graphs import BackboneGraph, Graph

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 from .graphs import Graph
 from .operators import MOST_PLACES, nms, roi_align

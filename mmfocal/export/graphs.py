@@ -16,8 +16,8 @@ import torch
 import torch.fx.experimental._config
 from torch import Tensor, nn
 
-from mmfocal.errors import UserError
 from mmfocal.models import FocalTransformer
+from mmfocal.utils.errors import UserError
 
 from .operators import translations
 from .plain import exportable
@@ -151,7 +151,7 @@ def require_packages() -> None:
     """Raises a UserError where a package is missing that ONNX files need."""
     from importlib.util import find_spec
 
-    from mmfocal.compat import pip
+    from mmfocal.utils.compat import pip
 
     missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
     if missing:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfocal.datasets.checking import why_unreadable
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 from .detectors import DetectorGraph
 from .graphs import Graph

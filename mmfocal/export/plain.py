@@ -18,9 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from mmfocal.closest_keys import ClosestGeometry
-from mmfocal.errors import UserError
-from mmfocal.geometry import FocalKeys
+from mmfocal.geometry import ClosestGeometry, FocalKeys
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 from mmfocal.models.focal_transformer import (
     FocalStage,
@@ -28,6 +26,7 @@ from mmfocal.models.focal_transformer import (
     PatchEmbed,
     PatchMerging,
 )
+from mmfocal.utils.errors import UserError
 
 
 def exportable(model: nn.Module) -> nn.Module:

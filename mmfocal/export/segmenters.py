@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 from .detectors import ImageGraph
 

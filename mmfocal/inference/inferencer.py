@@ -23,9 +23,9 @@ from torch import nn
 
 from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_config
 from mmfocal.engine.settings import checkpoint_of, import_packages
-from mmfocal.errors import UserError
-from mmfocal.pretrained.classifier import load_classifier
-from mmfocal.pretrained.layouts import state_dict_of
+from mmfocal.utils.errors import UserError
+from mmfocal.weights.classifier import load_classifier
+from mmfocal.weights.layouts import state_dict_of
 
 from .inputs import Input, Picture, Skipped, UnreadableError, find_inputs, read
 from .tasks import TASKS, Task, as_shown
@@ -64,7 +64,7 @@ class Inferencer:
     Args:
         config: path, name of a config of this repository, or a config that is loaded.
         checkpoint: path, URL, or work folder of a run. It is read as data; from now on mmengine
-            reads all checkpoints so, see :mod:`mmfocal.engine.safe_loading`.
+            reads all checkpoints so, see :mod:`mmfocal.weights.safe_loading`.
         device: as PyTorch names it; a GPU if there is one by default.
         cfg_options: values of the config by dotted key.
         score_thr: least score of an object that is kept; 0 to keep all that the model gives.

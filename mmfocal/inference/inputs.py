@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from mmfocal.datasets.checking import leaves_folder, read_picture, unfit_pixels
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 # In folders and among the matches of a pattern; a file that is named itself may end in anything.
 PICTURES = frozenset(

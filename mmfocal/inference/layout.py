@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 
 from .inputs import WRITABLE, Picture
 

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmfocal.progress import Progress
+from mmfocal.utils.progress import Progress
 
 from .inferencer import Inferencer
 from .inputs import Input, Skipped, count_pictures

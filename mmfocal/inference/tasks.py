@@ -10,7 +10,7 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 from pycocotools import mask as rle
 
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
 from mmfocal.visualization.overlays import (
     Colour,
     draw_instances,
@@ -23,7 +23,7 @@ from .inputs import Picture
 from .layout import Layout
 from .writers import CocoFile, LabelMaps, Records
 
-MAX_TOLD_CLASSES = 5  # most probable ones, of a classifier
+MAX_LISTED_CLASSES = 5  # most probable ones, of a classifier
 
 
 class Task(ABC):
@@ -184,7 +184,7 @@ class Classification(Task):
         """Labels and scores."""
         scores, labels = sample.pred_score.sort(descending=True)
         pairs = zip(labels.tolist(), scores.tolist(), strict=True)
-        return list(pairs)[:MAX_TOLD_CLASSES]
+        return list(pairs)[:MAX_LISTED_CLASSES]
 
 
 TASKS: dict[str, type[Task]] = dict(mmdet=Detection, mmseg=Segmentation, mmpretrain=Classification)

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from mmengine.structures import BaseDataElement
 
-from mmfocal.engine.saving import written_atomically
-from mmfocal.errors import UserError
+from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import written_atomically
 from mmfocal.visualization.overlays import Colour
 
 from .inputs import Input, Picture, count_frames

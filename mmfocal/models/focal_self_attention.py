@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmfocal.closest_keys import ClosestGeometry
-from mmfocal.geometry import FocalKeys, WindowGeometry
+from mmfocal.geometry import ClosestGeometry, FocalKeys, WindowGeometry
 from mmfocal.ops import (
     check_backend,
     focal_attention,
@@ -27,7 +26,7 @@ class FocalSelfAttention(BaseModule):
     Args:
         geometry: which keys a window attends to: its own tokens, a ring and a region of cells
             (:class:`~mmfocal.geometry.FocalGeometry`), or what is closest
-            (:class:`~mmfocal.closest_keys.ClosestGeometry`).
+            (:class:`~mmfocal.geometry.ClosestGeometry`).
         embed_dims: channels ``C`` of the map.
         num_heads: heads ``nH``; ``C`` is a multiple of it.
         pool_method: how pooled levels are made, see :class:`FocalPooling`; not used where

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -17,27 +16,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
-from mmfocal.ops import available_backends
+from mmfocal.weights import load_pretrained
 
-from .arguments import (
-    check_activation,
-    check_bool,
-    check_choice,
-    check_init,
-    check_int,
-    check_norm,
-    check_number,
-    check_rate,
-    check_stages,
-    pair,
-    per_stage,
-    resolve_arch,
-)
+from .arguments import ARCH_SETTINGS, check_init
 from .focal_self_attention import FocalSelfAttention
-from .pooling import POOL_METHODS
+from .settings import Settings
 
-EXPAND_LAYERS = ('all', 'even', 'odd')
-DOWNSAMPLES = ('conv', 'merging')
+NO_SETTINGS = ('self', '__class__', 'init_cfg')  # among the names in the constructor
 GRAPHS_OF_A_STAGE = 16  # at most, of a compiled block: see FocalTransformer.compile_blocks
 # The backbone's arguments that give settings of a stage's geometry, where names differ.
 ARGUMENT_OF = {
@@ -344,7 +329,7 @@ class FocalTransformer(BaseModule):
             whole backbone takes longer, and again for many a size.
         init_cfg: as in mmengine. ``dict(type='Pretrained', checkpoint=...)`` takes the authors'
             files, those of Swin Transformer and our own, and all arguments of
-            :func:`mmfocal.pretrained.load_pretrained`.
+            :func:`mmfocal.weights.load_pretrained`.
 
     Raises:
         TypeError, ValueError: a setting of the wrong type or value; the message names it, what
@@ -357,6 +342,8 @@ class FocalTransformer(BaseModule):
         >>> [tuple(map_.shape) for map_ in model(torch.rand(1, 3, 64, 96))]
         [(1, 96, 16, 24), (1, 192, 8, 12), (1, 384, 4, 6), (1, 768, 2, 3)]
     """
+
+    arch_settings: ClassVar[dict[str, dict]] = ARCH_SETTINGS
 
     def __init__(
         self,
@@ -395,141 +382,79 @@ class FocalTransformer(BaseModule):
         compile_blocks: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in NO_SETTINGS}
         check_init(init_cfg)
         super().__init__(init_cfg)
-        embed_dims, depths, num_heads = resolve_arch(arch)
-        num_stages = len(depths)
-        norm_cfg = dict(type='LN') if norm_cfg is None else norm_cfg
-        act_cfg = dict(type='GELU') if act_cfg is None else act_cfg
-        check_norm(norm_cfg)
-        check_activation(act_cfg)
-        check_choice('pool_method', pool_method, ('none', *POOL_METHODS))
-        check_choice('expand_layer', expand_layer, EXPAND_LAYERS)
-        check_choice('downsample', downsample, DOWNSAMPLES)
-        check_choice('attention_backend', attention_backend, ('auto', *available_backends()))
-        for name, flag in (
-            ('qkv_bias', qkv_bias),
-            ('use_abs_pos_embed', use_abs_pos_embed),
-            ('patch_norm', patch_norm),
-            ('use_conv_embed', use_conv_embed),
-            ('use_pre_norm', use_pre_norm),
-            ('out_norm', out_norm),
-            ('with_cp', with_cp),
-            ('compile_blocks', compile_blocks),
-        ):
-            check_bool(name, flag)
-        if downsample == 'merging' and (use_conv_embed or use_pre_norm):
-            raise ValueError(
-                "downsample='merging' takes the place of the convolution that use_conv_embed and "
-                'use_pre_norm are about; leave them out'
-            )
-        check_int('in_channels', in_channels, least=1)
-        check_int('patch_size', patch_size, least=1)
-        least = patch_size if use_abs_pos_embed else 1
-        pretrain_height, pretrain_width = pair('pretrain_img_size', pretrain_img_size, least)
-        check_stages('focal_stages', focal_stages, num_stages)
-        check_stages('out_indices', out_indices, num_stages)
-        if not out_indices:
-            raise ValueError(f'out_indices must name at least one stage, got {out_indices!r}')
-        check_int('frozen_stages', frozen_stages, least=-1, most=num_stages)
-        check_rate('drop_rate', drop_rate)
-        check_rate('attn_drop_rate', attn_drop_rate)
-        check_rate('drop_path_rate', drop_path_rate)
-        enough = 'a number that leaves an MLP at least one channel'
-        check_number('mlp_ratio', mlp_ratio, enough, above=math.nextafter(1 / embed_dims, 0))
-        if qk_scale is not None:
-            check_number('qk_scale', qk_scale, 'a positive number or None', above=0)
-        if layer_scale_init_value is not None:
-            check_number('layer_scale_init_value', layer_scale_init_value, 'a number or None')
-            layer_scale_init_value = float(layer_scale_init_value)
-
-        self.out_indices = tuple(out_indices)
+        settings = Settings.of(**arguments)
+        self.out_indices = settings.out_indices
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
-        windows = per_stage('window_size', window_size, num_stages)
-        levels = per_stage('focal_levels', focal_levels, num_stages)
-        focal_windows = per_stage('focal_windows', focal_windows, num_stages)
-        expands = per_stage('expand_sizes', expand_sizes, num_stages)
-        shifts = per_stage('use_shift', use_shift, num_stages)
-        for shift in shifts:
-            check_bool('use_shift', shift)
-        last = max(sum(depths) - 1, 1)
-        drop_paths = [drop_path_rate * block / last for block in range(sum(depths))]
 
         self.patch_embed = PatchEmbed(
             in_channels,
-            embed_dims,
+            settings.embed_dims,
             stride=patch_size,
             overlap=use_conv_embed,
-            norm_cfg=norm_cfg if patch_norm else None,
+            norm_cfg=settings.norm_cfg if patch_norm else None,
         )
         self.absolute_pos_embed = None
         if use_abs_pos_embed:
-            grid = pretrain_height // patch_size, pretrain_width // patch_size
-            self.absolute_pos_embed = nn.Parameter(torch.empty(1, embed_dims, *grid))
+            grid = (side // patch_size for side in settings.pretrain_img_size)
+            self.absolute_pos_embed = nn.Parameter(torch.empty(1, settings.embed_dims, *grid))
             trunc_normal_(self.absolute_pos_embed, std=0.02)
         self.drop_after_pos = nn.Dropout(drop_rate)
-
-        self.stages = nn.ModuleList()
-        for i in range(max(self.out_indices) + 1):
-            channels = embed_dims * 2**i
-            pooled = i in focal_stages and pool_method != 'none'
-            blocks = []
-            for j in range(depths[i]):
-                geometry = self._geometry(
-                    i,
-                    window_size=windows[i],
-                    expand_size=expands[i] if _has_ring(expand_layer, j) else 0,
-                    shift_size=windows[i] // 2 if shifts[i] and j % 2 else 0,
-                    focal_level=levels[i] if pooled else min(levels[i], 1),
-                    focal_window=focal_windows[i],
-                    border=border,
-                )
-                attention = FocalSelfAttention(
-                    geometry,
-                    channels,
-                    num_heads[i],
-                    pool_method=pool_method,
-                    qkv_bias=qkv_bias,
-                    qk_scale=qk_scale,
-                    attn_drop=attn_drop_rate,
-                    proj_drop=drop_rate,
-                    backend=attention_backend,
-                )
-                blocks.append(
-                    FocalBlock(
-                        attention,
-                        channels,
-                        int(channels * mlp_ratio),
-                        norm_cfg=norm_cfg,
-                        act_cfg=act_cfg,
-                        drop=drop_rate,
-                        drop_path=drop_paths[sum(depths[:i]) + j],
-                        layer_scale=layer_scale_init_value,
-                    )
-                )
-            step = None
-            if i < max(self.out_indices) and downsample == 'merging':
-                step = PatchMerging(channels, channels * 2, norm_cfg)
-            elif i < max(self.out_indices):
-                step = PatchEmbed(
-                    channels,
-                    channels * 2,
-                    stride=2,
-                    overlap=use_conv_embed,
-                    pre_norm=use_pre_norm,
-                    norm_cfg=norm_cfg,
-                )
-            self.stages.append(FocalStage(blocks, step, with_cp))
-
-        if out_norm:
-            for i in self.out_indices:
-                self.add_module(f'norm{i}', build_norm_layer(norm_cfg, embed_dims * 2**i)[1])
+        self.stages = nn.ModuleList(
+            self._stage(settings, stage) for stage in range(settings.num_stages)
+        )
+        for stage in self.out_indices if out_norm else ():
+            norm = build_norm_layer(settings.norm_cfg, settings.channels(stage))[1]
+            self.add_module(f'norm{stage}', norm)
 
         self.apply(_init_linear)
         self._freeze_stages()
         if compile_blocks:
             self.compile_blocks()
+
+    def _stage(self, settings: Settings, stage: int) -> FocalStage:
+        blocks = [self._block(settings, stage, block) for block in range(settings.depths[stage])]
+        channels = settings.channels(stage)
+        downsample = None
+        if stage < settings.num_stages - 1 and settings.downsample == 'merging':
+            downsample = PatchMerging(channels, channels * 2, settings.norm_cfg)
+        elif stage < settings.num_stages - 1:
+            downsample = PatchEmbed(
+                channels,
+                channels * 2,
+                stride=2,
+                overlap=settings.use_conv_embed,
+                pre_norm=settings.use_pre_norm,
+                norm_cfg=settings.norm_cfg,
+            )
+        return FocalStage(blocks, downsample, settings.with_cp)
+
+    def _block(self, settings: Settings, stage: int, block: int) -> FocalBlock:
+        channels, layer_scale = settings.channels(stage), settings.layer_scale_init_value
+        attention = FocalSelfAttention(
+            self._geometry(stage, **settings.geometry(stage, block)),
+            channels,
+            settings.num_heads[stage],
+            pool_method=settings.pool_method,
+            qkv_bias=settings.qkv_bias,
+            qk_scale=settings.qk_scale,
+            attn_drop=settings.attn_drop_rate,
+            proj_drop=settings.drop_rate,
+            backend=settings.attention_backend,
+        )
+        return FocalBlock(
+            attention,
+            channels,
+            int(channels * settings.mlp_ratio),
+            norm_cfg=settings.norm_cfg,
+            act_cfg=settings.act_cfg,
+            drop=settings.drop_rate,
+            drop_path=settings.drop_path(stage, block),
+            layer_scale=None if layer_scale is None else float(layer_scale),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of the stages in ``out_indices``.
@@ -576,10 +501,8 @@ class FocalTransformer(BaseModule):
         """As in mmengine, except that ``Pretrained`` takes files of others and other sizes.
 
         Raises:
-            CheckpointError: see :func:`mmfocal.pretrained.load_pretrained`.
+            CheckpointError: see :func:`mmfocal.weights.load_pretrained`.
         """
-        from mmfocal.pretrained import load_pretrained
-
         init_cfg = self.init_cfg or []
         settings = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
         pretrained = [cfg for cfg in settings if cfg['type'] in ('Pretrained', PretrainedInit)]
@@ -658,11 +581,6 @@ def _resized(embedding: Tensor, size: Sequence[int]) -> Tensor:
     if embedding.shape[-2:] == tuple(size):
         return embedding
     return F.interpolate(embedding, size=tuple(size), mode='bicubic', align_corners=False)
-
-
-def _has_ring(expand_layer: str, block: int) -> bool:
-    without = {'all': None, 'even': 0, 'odd': 1}[expand_layer]
-    return block % 2 != without
 
 
 @lru_cache

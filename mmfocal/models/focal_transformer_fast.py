@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.registry import MODELS
 
-from mmfocal.closest_keys import ClosestGeometry
+from mmfocal.geometry import ClosestGeometry
 
 from .arguments import check_int, is_sequence
 from .focal_transformer import FocalTransformer, geometry_of_stage
@@ -22,7 +22,7 @@ class FocalTransformerFast(FocalTransformer):
 
     The authors' ``classification/focal_transformer_v2.py`` (microsoft/Focal-Transformer at
     57bb303), which they call Focal-fast. Beside :class:`FocalTransformer` it differs in the keys
-    (:class:`~mmfocal.closest_keys.ClosestGeometry`) and in the position bias, which small MLPs
+    (:class:`~mmfocal.geometry.ClosestGeometry`) and in the position bias, which small MLPs
     compute from relative positions
     (:class:`~mmfocal.models.position_bias.CoordinatePositionBias`). Defaults are their settings of
     the ImageNet models.
@@ -35,7 +35,7 @@ class FocalTransformerFast(FocalTransformer):
         use_conv_embed: as of :class:`FocalTransformer`; on in all published models.
         stored_map_sizes: for each stage None or the height and width in tokens of maps for which
             relative positions of keys are buffers of the state dict instead of being computed;
-            see :func:`mmfocal.checkpoint.from_authors`. None for no stage.
+            see :func:`mmfocal.weights.from_authors`. None for no stage.
         **settings: all others of :class:`FocalTransformer`, but for ``focal_windows``,
             ``expand_sizes``, ``expand_layer`` and ``border``, which have no meaning here.
 

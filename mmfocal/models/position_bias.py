@@ -11,8 +11,7 @@ from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from mmfocal.closest_keys import ClosestGeometry, ClosestKeys
-from mmfocal.geometry import FocalGeometry, FocalKeys
+from mmfocal.geometry import ClosestGeometry, ClosestKeys, FocalGeometry, FocalKeys
 from mmfocal.ops import relative_position_index, table_bias
 
 
@@ -118,7 +117,7 @@ class CoordinatePositionBias(BaseModule):
     The relative positions follow from the map and are computed. For maps of ``separate_height x
     separate_width`` tokens of ``geometry``, they are state instead, in buffers
     ``coordinates.<level>`` of shape ``(nW, Wh * Ww, K, 2)``: see
-    :func:`mmfocal.checkpoint.from_authors`.
+    :func:`mmfocal.weights.from_authors`.
 
     Args:
         geometry: settings of the attention.

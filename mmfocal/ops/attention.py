@@ -17,8 +17,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mmfocal.closest_keys import ClosestGeometry, ClosestKeys
-from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
+from mmfocal.geometry import ClosestGeometry, ClosestKeys, FocalGeometry, FocalKeys, WindowGeometry
 
 from . import gather_sdpa, triton
 from .eager import once, refuse_to_differentiate, runs_eagerly

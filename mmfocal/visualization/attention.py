@@ -19,13 +19,12 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator
 from torch import Tensor, nn
 
-from mmfocal.errors import UserError
 from mmfocal.geometry import FocalKeys
-from mmfocal.inference.view import View, find_backbone
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 from mmfocal.ops.reference import focal_attention_weights
-
-from .colours import VERMILION
+from mmfocal.utils.colours import VERMILION
+from mmfocal.utils.errors import UserError
+from mmfocal.visualization.view import View, find_backbone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +95,7 @@ def attention_weights(
 
     Args:
         model: a backbone of mmfocal, or a model that has one.
-        inputs: an image as :func:`mmfocal.inference.view.view_image` gives it; or float
+        inputs: an image as :func:`mmfocal.visualization.view.view_image` gives it; or float
             ``(1, 3, H, W)``, what the backbone gets, whose pixels then are those of the image.
         point: x and y in the image, in pixels. Pixel ``i`` reaches from ``i`` to ``i + 1``.
         stage: index into ``stages`` of the backbone, counted from 0.
@@ -134,7 +133,7 @@ def attention_of_blocks(
 
 
 def check_point(view: View, point: Sequence[float]) -> None:
-    """Raises a :class:`~mmfocal.errors.UserError` for a point that the model does not see."""
+    """Raises a ``UserError`` for a point that the model does not see."""
     height, width = view.image.shape[:2]
     x, y = point
     if not (0 <= x < width and 0 <= y < height):

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from pycocotools.coco import COCO
 
-from .colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+from mmfocal.utils.colours import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

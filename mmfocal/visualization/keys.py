@@ -10,8 +10,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Patch, Rectangle
 
 from mmfocal.geometry import FocalGeometry, FocalKeys
-
-from .colours import BLUE, GREEN, ORANGE, PURPLE, YELLOW
+from mmfocal.utils.colours import BLUE, GREEN, ORANGE, PURPLE, YELLOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -28,7 +28,7 @@ step() { # NAME COMMAND...: to the terminal, and to a file of that name; a failu
   "${@:2}" 2>&1 | tee "$out/$1.txt" || failed+=("$1")
 }
 benchmark() { # NAME OPTIONS...
-  step "$1" "$python" tools/benchmark.py --dtype bf16 --batch 2 --sizes 800x1344 "${@:2}" \
+  step "$1" "$python" -m tools.dev.benchmark --dtype bf16 --batch 2 --sizes 800x1344 "${@:2}" \
     --json "$out/$1.json" --markdown "$out/$1.md"
 }
 

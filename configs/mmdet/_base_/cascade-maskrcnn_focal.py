@@ -1,6 +1,6 @@
 # Cascade Mask R-CNN with Focal-T and the heads of the Swin Transformer results: four convolutions
 # instead of one of two fully connected layers, a box for each class, and GIoU loss.
-_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', 'focal_backbone.py']
+_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', '../../_base_/focal_backbone.py']
 
 model = dict(
     backbone={{_base_.focal}},

@@ -1,6 +1,6 @@
 # HTC++ with Focal-T: Hybrid Task Cascade with four convolutions in its box heads and soft-NMS. The
 # extra attention block of Swin's HTC++ is left out, as in the paper.
-_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', 'focal_backbone.py']
+_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', '../../_base_/focal_backbone.py']
 
 custom_imports = dict(imports=['mmfocal', 'mmfocal.detection'], allow_failed_imports=False)
 

@@ -1,6 +1,6 @@
 # RetinaNet with Focal-T. The coarsest maps are made of the backbone's last: its number of
 # parameters says so.
-_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', 'focal_backbone.py']
+_base_ = ['mmdet::_base_/models/retinanet_r50_fpn.py', '../../_base_/focal_backbone.py']
 
 model = dict(
     backbone={{_base_.focal_from_stride_8}},

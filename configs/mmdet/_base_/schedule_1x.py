@@ -1,5 +1,5 @@
 # 12 epochs with batches of 16 = 8 GPUs x 2 images; the rate drops at epochs 8 and 11.
-_base_ = ['mmdet::_base_/schedules/schedule_1x.py', 'no_decay.py']
+_base_ = ['mmdet::_base_/schedules/schedule_1x.py', '../../_base_/no_decay.py']
 
 optim_wrapper = dict(
     _delete_=True,

@@ -1,5 +1,5 @@
 # Focal-T as a classifier of images of 224x224 pixels.
-custom_imports = dict(imports=['mmfocal', 'mmfocal.pretrained.classifier'])
+custom_imports = dict(imports=['mmfocal', 'mmfocal.weights.classifier'])
 
 model = dict(
     type='ImageClassifier',

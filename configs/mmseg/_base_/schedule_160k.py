@@ -1,5 +1,5 @@
 # 160,000 iterations with batches of 16 = 8 GPUs x 2 images, in float32, as Swin Transformer.
-_base_ = ['mmseg::_base_/schedules/schedule_160k.py', '../../mmdet/_base_/no_decay.py']
+_base_ = ['mmseg::_base_/schedules/schedule_160k.py', '../../_base_/no_decay.py']
 
 optim_wrapper = dict(
     _delete_=True,

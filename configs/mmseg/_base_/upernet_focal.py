@@ -1,4 +1,4 @@
 # UPerNet with Focal-T.
-_base_ = ['mmseg::_base_/models/upernet_swin.py', '../../mmdet/_base_/focal_backbone.py']
+_base_ = ['mmseg::_base_/models/upernet_swin.py', '../../_base_/focal_backbone.py']
 
 model = dict(backbone={{_base_.focal}})

@@ -14,8 +14,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from mmfocal.closest_keys import ClosestKeys
-from mmfocal.geometry import FocalKeys
+from mmfocal.geometry import ClosestKeys, FocalKeys
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 64

@@ -1,0 +1,3 @@
+_base_ = 'focal_maskrcnn_ms-1x.py'
+
+model = dict(backbone={{_base_.focal_b}}, neck=dict(in_channels=[128, 256, 512, 1024]))

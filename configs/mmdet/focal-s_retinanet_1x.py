@@ -1,3 +1,0 @@
-_base_ = 'focal_retinanet_1x.py'
-
-model = dict(backbone=dict(arch='small', init_cfg=dict(checkpoint={{_base_.checkpoints.small}})))

@@ -1,0 +1,6 @@
+_base_ = [
+    '_base_/retinanet_focal.py',
+    '_base_/coco_detection_ms_crop.py',
+    '_base_/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]

@@ -1,0 +1,368 @@
+"""Detections against COCO annotations: AP of each class, kinds of mistakes, confusions, images."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as masks
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from mmfocal.utils.errors import UserError
+from mmfocal.visualization.overlays import draw_instances, palette_of
+
+from .report import Confusion, Example, Report, Table, enlarged, percent
+
+# Of a detection, in the order in which they are asked for; the last is of an annotation.
+OUTCOMES = ('correct', 'duplicate', 'wrong class', 'poorly located', 'background', 'missed')
+COLUMNS = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
+BACKGROUND = 'background'
+NEAR = 0.1  # IoU from which a detection belongs to an object at all
+
+
+@dataclass
+class ImageOutcome:
+    """What became of the annotations and detections of an image.
+
+    Attributes:
+        counts: by :data:`OUTCOMES`.
+        by_class: ``(class id, outcome)`` to counts; the class is the detection's, and the
+            annotation's of what was missed.
+        pairs: ``(class id of an annotation, class id of a detection)`` to counts, None for
+            neither; see :func:`confusions`.
+    """
+
+    counts: Counter = field(default_factory=Counter)
+    by_class: Counter = field(default_factory=Counter)
+    pairs: Counter = field(default_factory=Counter)
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean of precision and recall; None where there is nothing to find or found."""
+        correct = self.counts['correct']
+        wrong = sum(self.counts.values()) - correct
+        return 2 * correct / (2 * correct + wrong) if correct or wrong else None
+
+
+def judge(truths: Sequence[dict], found: Sequence[dict], iou_threshold: float) -> ImageOutcome:
+    """Kinds of mistakes in an image.
+
+    From the highest score down, a detection is *correct* if it overlaps an annotation of its
+    class, that no other detection has, by the threshold at least; a *duplicate* if another has it;
+    of a *wrong class* if it overlaps one of another class so; *poorly located* if it overlaps one
+    of its class by 0.1 at least; and *background* otherwise. What mostly lies in a crowd is left
+    out. Annotations without a correct detection are *missed*.
+
+    Args:
+        truths: annotations in COCO's form.
+        found: detections in COCO's form, above the least score.
+        iou_threshold: least intersection over union of boxes.
+    """
+    outcome = ImageOutcome()
+    objects = [truth for truth in truths if not truth.get('iscrowd')]
+    crowds = [truth for truth in truths if truth.get('iscrowd')]
+    found = sorted(found, key=lambda each: -each['score'])
+    overlaps = _overlaps(found, objects, crowd=False)
+    in_crowd = _overlaps(found, crowds, crowd=True)
+    classes = np.array([truth['category_id'] for truth in objects], dtype=int)
+    taken = np.zeros(len(objects), dtype=bool)
+    for i, detection in enumerate(found):
+        same = classes == detection['category_id']
+        near = overlaps[i] >= iou_threshold
+        free = np.flatnonzero(same & near & ~taken)
+        if len(free):
+            taken[free[overlaps[i][free].argmax()]] = True
+            kind = 'correct'
+        elif (same & near).any():
+            kind = 'duplicate'
+        elif (in_crowd[i] >= iou_threshold).any():
+            continue
+        elif near.any():
+            kind = 'wrong class'
+        elif (same & (overlaps[i] >= NEAR)).any():
+            kind = 'poorly located'
+        else:
+            kind = BACKGROUND
+        outcome.counts[kind] += 1
+        outcome.by_class[detection['category_id'], kind] += 1
+    for truth, is_taken in zip(objects, taken, strict=True):
+        if not is_taken:
+            outcome.counts['missed'] += 1
+            outcome.by_class[truth['category_id'], 'missed'] += 1
+    ignored = (in_crowd >= iou_threshold).any(axis=1)
+    outcome.pairs = confusions(objects, found, overlaps, iou_threshold, ignored)
+    return outcome
+
+
+def confusions(
+    objects: Sequence[dict],
+    found: Sequence[dict],
+    overlaps: np.ndarray,
+    iou_threshold: float,
+    ignored: np.ndarray,
+) -> Counter:
+    """Which class was taken for which.
+
+    From the highest score down, a detection takes the annotation, of any class, that overlaps it
+    most and by the threshold at least, if no other has it. Pairs count as ``(true, predicted)``,
+    annotations that are left as ``(true, None)`` and detections that are left as ``(None,
+    predicted)``, unless they are ``ignored`` for lying in a crowd.
+    """
+    pairs, taken = Counter(), np.zeros(len(objects), dtype=bool)
+    for i, detection in enumerate(found):
+        free = np.flatnonzero((overlaps[i] >= iou_threshold) & ~taken)
+        if len(free):
+            best = free[overlaps[i][free].argmax()]
+            taken[best] = True
+            pairs[objects[best]['category_id'], detection['category_id']] += 1
+        elif not ignored[i]:
+            pairs[None, detection['category_id']] += 1
+    for truth, is_taken in zip(objects, taken, strict=True):
+        if not is_taken:
+            pairs[truth['category_id'], None] += 1
+    return pairs
+
+
+def _overlaps(found: Sequence[dict], truths: Sequence[dict], crowd: bool) -> np.ndarray:
+    """``(detections, annotations)``: IoU, or for crowds the share of a detection inside."""
+    if not found or not truths:
+        return np.zeros((len(found), len(truths)))
+    boxes = [np.array([each['bbox'] for each in side], dtype=float) for side in (found, truths)]
+    return masks.iou(*boxes, [int(crowd)] * len(truths))
+
+
+def average_precisions(truth: COCO, detections: list[dict], kind: str) -> dict[int, list[float]]:
+    """AP, AP50, AP75, and of small, medium and large objects, by class, as COCO defines them.
+
+    Args:
+        truth: annotations.
+        detections: in COCO's form, of all scores.
+        kind: ``'bbox'`` or ``'segm'``.
+
+    Returns:
+        Lists of six by class id; NaN where a class has no such objects.
+    """
+    if not detections:
+        return {class_id: [0.0] * 6 for class_id in truth.getCatIds()}
+    with redirect_stdout(None):
+        evaluation = COCOeval(truth, truth.loadRes([dict(each) for each in detections]), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval['precision'][..., -1]  # (IoU, recall, class, area)
+
+    def mean(values: np.ndarray) -> float:
+        values = values[values > -1]
+        return float(values.mean()) if values.size else float('nan')
+
+    return {
+        class_id: [
+            *(mean(precision[index, :, k, 0]) for index in (slice(None), 0, 5)),
+            *(mean(precision[:, :, k, area]) for area in (1, 2, 3)),
+        ]
+        for k, class_id in enumerate(evaluation.params.catIds)
+    }
+
+
+def analyze_detections(
+    ann_file: str | Path,
+    image_folder: str | Path,
+    predictions: Mapping[str, str | Path],
+    *,
+    score_threshold: float = 0.3,
+    iou_threshold: float = 0.5,
+    images: int = 12,
+) -> Report:
+    """All about the detections of a data set.
+
+    Args:
+        ann_file: annotations in COCO's form.
+        image_folder: folder of the images.
+        predictions: files in COCO's result form, by ``'bbox'`` and, where there are masks,
+            ``'segm'``, with detections of all scores.
+        score_threshold: least score in all but AP.
+        iou_threshold: least IoU of boxes that belong together, in all but AP.
+        images: how many of the worst images to show; a third as many of the best.
+
+    Raises:
+        UserError: predictions for other images or classes than the annotations have, or
+            annotations without any object.
+    """
+    with redirect_stdout(None):
+        truth = COCO(str(ann_file))
+    if not truth.anns:
+        raise UserError(
+            f'{ann_file} has no annotations, so there is nothing to compare with. Take a test set '
+            'that has them: --cfg-options test_dataloader.dataset.ann_file=...'
+        )
+    found = {kind: json.loads(Path(path).read_text()) for kind, path in predictions.items()}
+    _check(truth, found['bbox'], ann_file, predictions['bbox'])
+    names = {each['id']: each['name'] for each in truth.loadCats(truth.getCatIds())}
+
+    by_image = defaultdict(list)
+    for kind in ('segm', 'bbox') if 'segm' in found else ('bbox',):
+        for detection in found[kind]:
+            if detection['score'] >= score_threshold:
+                by_image[kind, detection['image_id']].append(detection)
+    outcomes = {
+        image_id: judge(
+            truth.loadAnns(truth.getAnnIds(image_id)), by_image['bbox', image_id], iou_threshold
+        )
+        for image_id in truth.getImgIds()
+    }
+    precisions = {kind: average_precisions(truth, each, kind) for kind, each in found.items()}
+
+    total = sum((each.counts for each in outcomes.values()), Counter())
+    by_class = sum((each.by_class for each in outcomes.values()), Counter())
+    pairs = sum((each.pairs for each in outcomes.values()), Counter())
+    report = Report(
+        summary=[
+            *(
+                (f'{label} {name}', percent(np.nanmean([row[i] for row in rows.values()])))
+                for label, rows in _labelled(precisions)
+                for i, name in enumerate(('AP', 'AP50', 'AP75'))
+            ),
+            ('images', f'{len(outcomes):,}'),
+            ('annotations', f'{len(truth.anns):,}'),
+        ],
+        tables=[
+            _class_table(truth, names, precisions, by_class),
+            _mistakes_table(total, score_threshold, iou_threshold),
+        ],
+        confusion=_confusion(names, pairs, score_threshold, iou_threshold),
+        measure=f'F1 of detections of at least {score_threshold:g}, at an IoU of '
+        f'{iou_threshold:g}',
+    )
+    draw = _Drawer(truth, names, Path(image_folder), by_image, 'segm' in found)
+    ranked = sorted(
+        (each.f1, -sum(each.counts.values()), image_id)
+        for image_id, each in outcomes.items()
+        if each.f1 is not None
+    )
+    worst = ranked[:images]
+    best = [each for each in ranked[::-1] if each not in worst][: images // 3]
+    report.worst = [draw(image_id, outcomes[image_id]) for *_, image_id in worst]
+    report.best = [draw(image_id, outcomes[image_id]) for *_, image_id in best]
+    return report
+
+
+def _check(truth: COCO, found: list[dict], ann_file: Any, file: Any) -> None:
+    strange = {each['image_id'] for each in found} - set(truth.getImgIds())
+    classes = {each['category_id'] for each in found} - set(truth.getCatIds())
+    if strange or classes:
+        what = f'images such as {min(strange)}' if strange else f'classes such as {min(classes)}'
+        raise UserError(
+            f'{file} has detections for {what}, which {ann_file} does not have. Expected '
+            'predictions of the test set of this config, as tools/test.py --out writes them.'
+        )
+
+
+def _labelled(precisions: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    labels = dict(bbox='box', segm='mask')
+    return [(labels[kind], rows) for kind, rows in precisions.items()]
+
+
+def _class_table(truth: COCO, names: dict, precisions: dict, by_class: Counter) -> Table:
+    header = ['class', 'objects']
+    for label, _ in _labelled(precisions):
+        header += [
+            f'{label} {name}' for name in ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
+        ]
+    header += list(OUTCOMES)
+    rows = []
+    for class_id, name in names.items():
+        row: list[Any] = [name, len(truth.getAnnIds(catIds=[class_id], iscrowd=False))]
+        for _, values in _labelled(precisions):
+            row += [None if np.isnan(value) else value for value in values[class_id]]
+        row += [by_class[class_id, kind] for kind in OUTCOMES]
+        rows.append(row)
+    return Table('Classes', header, rows, bars=[f'{_labelled(precisions)[0][0]} AP'])
+
+
+def _mistakes_table(total: Counter, score_threshold: float, iou_threshold: float) -> Table:
+    count = sum(total.values())
+    rows = [[kind, total[kind], total[kind] / count if count else 0.0] for kind in OUTCOMES]
+    title = f'Mistakes, at a score of {score_threshold:g} and an IoU of {iou_threshold:g}'
+    return Table(title, ['kind', 'number', 'share'], rows, bars=['share'])
+
+
+def _confusion(
+    names: dict, pairs: Counter, score_threshold: float, iou_threshold: float
+) -> Confusion:
+    ids = [*names, None]
+    counts = [[pairs[true, predicted] for predicted in ids] for true in ids]
+    labels = [*names.values(), BACKGROUND]
+    note = f'Boxes of at least {score_threshold:g}, at an IoU of {iou_threshold:g}.'
+    return Confusion(labels, counts, note)
+
+
+@dataclass
+class _Drawer:
+    """Pictures of an image with its annotations, and with what was found."""
+
+    truth: COCO
+    names: dict[int, str]
+    folder: Path
+    by_image: Mapping[tuple[str, int], list[dict]]
+    has_masks: bool
+
+    def __call__(self, image_id: int, outcome: ImageOutcome) -> Example:
+        info = self.truth.loadImgs(image_id)[0]
+        path = self.folder / info['file_name']
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise UserError(f'{path} cannot be read; it is among the images to show.')
+        truths = self.truth.loadAnns(self.truth.getAnnIds(image_id))
+        found = self.by_image['segm' if self.has_masks else 'bbox', image_id]
+        text = ', '.join(
+            f'{outcome.counts[kind]} {kind}' for kind in OUTCOMES if outcome.counts[kind]
+        )
+        return Example(
+            name=info['file_name'],
+            score=outcome.f1 or 0.0,
+            text=text,
+            truth=self._draw(image, truths),
+            found=self._draw(image, sorted(found, key=lambda each: each['score'])),
+        )
+
+    def _draw(self, image: np.ndarray, objects: Sequence[dict]) -> np.ndarray:
+        palette = dict(zip(self.names, palette_of(len(self.names)), strict=True))
+        boxes = [each['bbox'] if 'bbox' in each else _box_of(each) for each in objects]
+        corners = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes]).reshape(-1, 4)
+        height, width = image.shape[:2]
+        shapes = [
+            enlarged(masks.decode(_rle(each['segmentation'], height, width)).astype(bool))
+            for each in objects
+            if each.get('segmentation')
+        ]
+        larger = enlarged(image)
+        return draw_instances(
+            larger,
+            corners * (larger.shape[0] / height),
+            [palette[each['category_id']] for each in objects],
+            [_text(self.names[each['category_id']], each.get('score')) for each in objects],
+            np.stack(shapes) if shapes and len(shapes) == len(objects) else None,
+        )
+
+
+def _text(name: str, score: float | None) -> str:
+    return name if score is None else f'{name} {score:.2f}'
+
+
+def _rle(segmentation: Any, height: int, width: int) -> dict:
+    if isinstance(segmentation, list):  # polygons
+        return masks.merge(masks.frPyObjects(segmentation, height, width))
+    if isinstance(segmentation['counts'], list):
+        return masks.frPyObjects(segmentation, height, width)
+    return segmentation
+
+
+def _box_of(detection: dict) -> list[float]:
+    return masks.toBbox(detection['segmentation']).tolist()

@@ -1,0 +1,17 @@
+"""Which keys each window of queries attends to, as plain integer data.
+
+:mod:`~mmfocal.geometry.focal` has the keys of the first version of the model,
+:mod:`~mmfocal.geometry.closest` those of the second.
+"""
+
+from .closest import ClosestGeometry, ClosestKeys
+from .focal import FocalGeometry, FocalKeys, KeyTables, WindowGeometry
+
+__all__ = [
+    'ClosestGeometry',
+    'ClosestKeys',
+    'FocalGeometry',
+    'FocalKeys',
+    'KeyTables',
+    'WindowGeometry',
+]

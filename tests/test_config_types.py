@@ -1,0 +1,63 @@
+"""Types in configs: as names, with a scope or a module before them, and as classes."""
+
+import pytest
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import IterBasedTrainLoop
+
+from mmfocal.engine import settings
+from mmfocal.utils.config import type_name
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        dict(type='EMAHook'),
+        dict(type='mmengine.EMAHook'),
+        dict(type='mmengine.hooks.EMAHook'),
+        dict(type=EMAHook),
+        'mmengine.EMAHook',
+        EMAHook,
+    ],
+    ids=str,
+)
+def test_all_forms_have_one_name(config):
+    assert type_name(config) == 'EMAHook'
+
+
+def test_configs_without_a_type_have_no_name():
+    assert type_name({}) == type_name(dict(type=None)) == ''
+
+
+def in_all_forms(kind):
+    return pytest.mark.parametrize('kind', [kind.__name__, f'mmengine.{kind.__name__}', kind])
+
+
+@in_all_forms(CheckpointHook)
+def test_checkpoints_are_written_whole(kind):
+    cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind, interval=3)), train_cfg={}))
+    settings.set_reliability(cfg)
+    assert cfg.default_hooks.checkpoint == dict(type='WholeCheckpointHook', interval=3)
+
+
+@in_all_forms(IterBasedTrainLoop)
+def test_loops_can_be_resumed_exactly(kind):
+    cfg = Config(dict(train_cfg=dict(type=kind, max_iters=9)))
+    assert settings.set_reliability(cfg) is None
+    assert cfg.train_cfg.type == 'ResumableIterBasedTrainLoop'
+
+
+@in_all_forms(EMAHook)
+def test_weights_are_averaged_once(kind):
+    cfg = Config(dict(custom_hooks=[dict(type=kind, momentum=0.1)]))
+    settings.set_ema(cfg)
+    assert len(cfg.custom_hooks) == 1
+
+
+@in_all_forms(AmpOptimWrapper)
+def test_mixed_precision_without_a_gpu_is_float32(kind, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    cfg = Config(dict(optim_wrapper=dict(type=kind, loss_scale='dynamic')))
+    assert 'float32' in settings.set_precision(cfg)
+    assert cfg.optim_wrapper == dict(type='OptimWrapper')

@@ -1,0 +1,1 @@
+"""What maintainers of mmfocal run, in a checkout: ``python -m tools.dev.NAME``."""

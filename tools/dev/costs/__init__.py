@@ -1,0 +1,1 @@
+"""Parameters, operations, memory and time of models, counted; and the pages made of that."""

@@ -1,0 +1,1 @@
+"""What ``tools/dev/benchmark.py`` measures, and how."""
