@@ -61,3 +61,23 @@ def test_mixed_precision_without_a_gpu_is_float32(kind, monkeypatch):
     cfg = Config(dict(optim_wrapper=dict(type=kind, loss_scale='dynamic')))
     assert 'float32' in settings.set_precision(cfg)
     assert cfg.optim_wrapper == dict(type='OptimWrapper')
+
+
+def of_others(stock):
+    """Their class of the same name, by its module and itself."""
+    theirs = type(stock.__name__, (stock,), dict(__module__='their.module'))
+    return pytest.mark.parametrize('kind', [f'their.module.{stock.__name__}', theirs])
+
+
+@of_others(CheckpointHook)
+def test_checkpoint_hooks_of_others_are_left_alone(kind):
+    cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind)), train_cfg={}))
+    settings.set_reliability(cfg)
+    assert cfg.default_hooks.checkpoint.type == kind
+
+
+@of_others(IterBasedTrainLoop)
+def test_loops_of_others_are_left_alone(kind):
+    cfg = Config(dict(train_cfg=dict(type=kind, max_iters=9)))
+    assert settings.set_reliability(cfg) is not None
+    assert cfg.train_cfg.type == kind

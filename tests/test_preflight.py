@@ -112,8 +112,9 @@ def test_what_draws_itself_or_lies_elsewhere_is_not_looked_for():
 
 
 def test_shapes_of_others_are_looked_for():
-    other = dataset(data_root='gone') | dict(type='MyShapesCocoDataset')
-    assert 'gone/a.json' in message(Config(dict(train_dataloader=dict(dataset=other))))
+    for kind in ('MyShapesCocoDataset', 'their.module.ShapesDataset'):
+        other = dataset(data_root='gone') | dict(type=kind)
+        assert 'gone/a.json' in message(Config(dict(train_dataloader=dict(dataset=other))))
 
 
 def test_lists_of_evaluators_follow_their_data(tmp_path):

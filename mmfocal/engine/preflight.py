@@ -21,7 +21,7 @@ from mmfocal.datasets.checking import (
     check_segmentation,
 )
 from mmfocal.datasets.preparation import DATASETS
-from mmfocal.utils.config import type_name
+from mmfocal.utils.config import is_third_party, type_name
 from mmfocal.utils.errors import UserError
 
 from .dataset_source import DatasetSource, find_source
@@ -322,7 +322,7 @@ def _leaves(key: str, dataset: Any) -> Iterator[tuple[str, dict]]:
     elif 'datasets' in dataset:
         for i, inner in enumerate(dataset['datasets']):
             yield from _leaves(f'{key}.datasets.{i}', inner)
-    elif type_name(dataset) in DRAWN:
+    elif type_name(dataset) in DRAWN and not is_third_party(dataset):
         return  # drawn on first use
     elif not dataset.get('backend_args'):  # else its paths are those of another storage
         yield key, dataset

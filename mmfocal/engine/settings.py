@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.utils import import_modules_from_strings
 
 from mmfocal.utils.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
-from mmfocal.utils.config import type_name
+from mmfocal.utils.config import is_third_party, type_name
 from mmfocal.utils.errors import UserError, is_first_process
 from mmfocal.weights.safe_loading import load_checkpoint_file
 
@@ -227,7 +227,8 @@ def set_reliability(cfg: Config) -> str | None:
     """
     hooks = cfg.setdefault('default_hooks', {})
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
-    if checkpoint is not None and type_name(checkpoint) in ('', 'CheckpointHook'):
+    stock = checkpoint is not None and not is_third_party(checkpoint)
+    if stock and type_name(checkpoint) in ('', 'CheckpointHook'):
         hooks['checkpoint'] = dict(checkpoint, type='WholeCheckpointHook')
     _add_hook(cfg, dict(type='RunStateHook'))
     _add_hook(cfg, dict(type='ProvenanceHook'))
@@ -236,7 +237,7 @@ def set_reliability(cfg: Config) -> str | None:
     if 'type' not in settings:
         settings.type = f'{"Epoch" if settings.pop("by_epoch", True) else "Iter"}BasedTrainLoop'
     kind = type_name(settings)
-    if kind not in LOOPS:
+    if kind not in LOOPS or is_third_party(settings):
         return (
             f'train_cfg.type is {kind}: after --resume, this run may not go on exactly as it '
             f'would have. Loops that can: {", ".join(LOOPS)}.'

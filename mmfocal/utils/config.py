@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmfocal')
+
 
 def type_name(config: Any) -> str:
     """Name of what a config builds, without scope and module.
@@ -21,3 +23,18 @@ def type_name(config: Any) -> str:
         return ''
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
     return name.rpartition('.')[2]
+
+
+def is_third_party(config: Any) -> bool:
+    """Whether a type names a class outside OpenMMLab's packages and ours.
+
+    Such a class may have the name of one of theirs and still be another; a name without scope or
+    module is looked up in their registries.
+
+    Args:
+        config: as for :func:`type_name`.
+    """
+    kind = config.get('type') if isinstance(config, Mapping) else config
+    where = kind if isinstance(kind, str) else f'{getattr(kind, "__module__", "mmengine")}.'
+    scope, dot, _ = where.partition('.')
+    return bool(dot) and scope not in SCOPES
