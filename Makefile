@@ -5,14 +5,14 @@ PY := $(VENV)/bin/python
 TESTS ?= tests
 # Processes that share the tests, file by file.
 WORKERS ?= auto
-# Threads that wait spin for a while, and not for ever, as in tools/_startup.py.
+# Threads that wait spin for a while, and not for ever, as in mmfocal/__init__.py.
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 6000
 
 .PHONY: help env demo demo-seg test coverage lint docs docs-links doctor gpu-check clean
 
 help:
-	@echo "make demo     train a small detector on drawn shapes, with pictures; needs no GPU"
+	@echo "make demo     train a small detector on drawn shapes, and draw what it finds; needs no GPU"
 	@echo "make demo-seg the same for segmentation, with a small UPerNet"
 	@echo "make test     lint and the whole test suite; TESTS='tests/test_geometry.py ...' for a part,"
 	@echo "              WORKERS=4 for that many processes instead of one for each core"
@@ -21,7 +21,7 @@ help:
 	@echo "              the network whether links to other sites are alive"
 	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit;"
 	@echo "              make gpu-check tests kernels and training on a GPU, and times them"
-	@echo "make env      the environment alone; each of the above makes it first"
+	@echo "make env      only the environment; each of the above makes it first"
 	@echo "make lint     ruff, and which way imports point, as in make test"
 	@echo "make clean    remove environments and caches of this checkout"
 	@echo

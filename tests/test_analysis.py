@@ -32,7 +32,7 @@ def thing(box, category=1, score=None, **others):
     )
 
 
-def test_every_kind_of_mistake_once():
+def test_every_kind_of_error_once():
     truths = [
         thing([0, 0, 10, 10]),
         thing([20, 0, 10, 10], 2),
@@ -45,6 +45,7 @@ def test_every_kind_of_mistake_once():
         thing([0, 0, 10, 9], score=0.8),  # the same object again
         thing([20, 0, 10, 10], score=0.7),  # of class 2
         thing([46, 0, 10, 10], score=0.6),  # IoU 4 / 16
+        thing([66, 0, 10, 10], score=0.55),  # IoU 4 / 16, of class 2
         thing([80, 80, 10, 10], score=0.5),
         thing([10, 60, 10, 10], score=0.4),  # inside of a crowd
     ]
@@ -52,19 +53,20 @@ def test_every_kind_of_mistake_once():
     assert outcome.counts == {
         'correct': 1,
         'duplicate': 1,
-        'wrong class': 1,
-        'poorly located': 1,
+        'classification': 1,
+        'localization': 1,
+        'both': 1,
         'background': 1,
         'missed': 3,
     }
-    assert outcome.f1 == 2 / (2 + 7)
+    assert outcome.f1 == 2 / (2 + 8)
     assert outcome.by_class[2, 'missed'] == 2 and outcome.by_class[1, 'missed'] == 1
     assert outcome.pairs == {
         (1, 1): 1,
         (2, 1): 1,
         (1, None): 1,
         (2, None): 1,
-        (None, 1): 3,  # the duplicate, the poorly located one, and background
+        (None, 1): 4,  # the duplicate, localization, both, and background
     }
     assert judge([], [], 0.5).f1 is None
     assert judge(truths[:1], [], 0.5).f1 == 0.0
@@ -75,7 +77,7 @@ def test_the_best_fit_is_taken_and_the_higher_score_first():
     found = [thing([2, 0, 10, 10], score=0.4), thing([1, 0, 10, 10], score=0.9)]
     # The one between both fits either; the other still finds one.
     assert judge(truths, found, 0.5).counts == {'correct': 2}
-    assert judge(truths, found, 0.9).counts == {'correct': 1, 'poorly located': 1, 'missed': 1}
+    assert judge(truths, found, 0.9).counts == {'correct': 1, 'localization': 1, 'missed': 1}
 
 
 @pytest.fixture
@@ -131,13 +133,13 @@ def test_average_precision_is_that_of_pycocotools(data):
         assert np.mean([row[column] for row in rows]) == pytest.approx(evaluation.stats[index])
     assert 0 < evaluation.stats[0] < 1
     assert sum(row[1] for row in rows) == 12
-    # Kinds of mistakes and confusions count the same detections.
-    mistakes = {row[0]: row[1] for row in report.tables[1].rows}
+    # Kinds of errors and confusions count the same detections.
+    errors = {row[0]: row[1] for row in report.tables[1].rows}
     shown = sum(
         each['score'] >= 0.3 for each in json.loads((data / 'found.bbox.json').read_text())
     )
-    assert sum(mistakes.values()) - mistakes['missed'] == shown
-    assert mistakes['correct'] + mistakes['missed'] == 12
+    assert sum(errors.values()) - errors['missed'] == shown
+    assert errors['correct'] + errors['missed'] == 12
     counts = np.array(report.confusion.counts)
     assert counts[:, :-1].sum() == shown and counts[:-1].sum() == 12
     assert [each.score for each in report.worst] == sorted(each.score for each in report.worst)
@@ -154,16 +156,16 @@ def test_nothing_found_is_a_report_too(data):
 def test_what_does_not_belong_together_is_told(data):
     detections = json.loads((data / 'found.bbox.json').read_text())
     (data / 'found.bbox.json').write_text(json.dumps([dict(detections[0], image_id=99)]))
-    with pytest.raises(UserError, match=r'for images such as 99, which .*truth\.json does not'):
+    with pytest.raises(UserError, match=r'99.*truth\.json'):
         report_of(data)
     (data / 'found.bbox.json').write_text(json.dumps([dict(detections[0], category_id=9)]))
-    with pytest.raises(UserError, match='for classes such as 9'):
+    with pytest.raises(UserError, match=r'classes.* 9'):
         report_of(data)
     truth = json.loads((data / 'truth.json').read_text())
     (data / 'truth.json').write_text(json.dumps(dict(truth, annotations=[])))
-    with pytest.raises(UserError, match='has no annotations, so there is nothing'):
+    with pytest.raises(UserError, match=r'truth\.json has no annotations'):
         report_of(data)
-    with pytest.raises(UserError, match=r'is of mmpretrain\. Detectors and segmenters'):
+    with pytest.raises(UserError, match='mmpretrain'):
         analyze(Config(dict(default_scope='mmpretrain')), data / 'found.json', images=2)
 
 
@@ -184,11 +186,11 @@ def test_pixels_by_hand(tmp_path):
     assert dict(report.summary)['mIoU'] == '33.3 %'
     assert report.tables[0].rows[1] == ['y', 0.4, pytest.approx(2 / 3), 1.0, pytest.approx(2 / 3)]
     assert report.worst[0].score == pytest.approx(1 / 3) and not report.best
-    with pytest.raises(UserError, match=r'expected a predicted label map of \(4, 3\)'):
+    with pytest.raises(UserError, match=r'a\.jpg.*\(4, 3\).*\(2, 3\)'):
         analyze_segmentations(
             [(tmp_path / 'a.jpg', lambda: np.zeros((4, 3)))], tmp_path / 'labels', **options
         )
-    with pytest.raises(UserError, match=r'There is no label map .*b\.png'):
+    with pytest.raises(UserError, match=r'b\.png'):
         analyze_segmentations(
             [(tmp_path / 'b.jpg', lambda: truth)], tmp_path / 'labels', **options
         )
@@ -216,13 +218,13 @@ window.addEventListener('load', () => {
     .map(row => row.children[1].textContent);
   document.querySelectorAll('table.sortable')[1].querySelectorAll('button')[1].click();
   const sorted = order();
-  const pictures = [...document.querySelectorAll('main img')];
+  const images = [...document.querySelectorAll('main img')];
   document.querySelector('.pair button').click();
   document.body.dataset.seen = JSON.stringify({
     errors: window.errors,
     requests: performance.getEntriesByType('resource').map(each => each.name)
       .filter(name => !name.startsWith('data:')),
-    pictures: pictures.map(each => each.naturalWidth),
+    images: images.map(each => each.naturalWidth),
     sorted,
     dialog: document.querySelector('dialog').open,
     wide: document.documentElement.scrollWidth > window.innerWidth,
@@ -257,7 +259,7 @@ def test_page_works_in_a_browser(data, width):
     assert seen, done.stderr[-2000:]
     seen = json.loads(seen[1].replace('&quot;', '"'))
     assert seen['errors'] == [] and seen['requests'] == []
-    assert len(seen['pictures']) == 2 * (3 + 1) and min(seen['pictures']) > 100
+    assert len(seen['images']) == 2 * (3 + 1) and min(seen['images']) > 100
     numbers = [int(number) for number in seen['sorted']]
     assert numbers == sorted(numbers, reverse=True)
     assert seen['dialog'] and not seen['wide']
@@ -288,6 +290,6 @@ test_evaluator = dict(type='CocoMetric', ann_file='{data}/truth.json')
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert 'poorly located' in done.stdout and 'Wrote report/report.html' in done.stdout
+    assert 'localization' in done.stdout and 'Wrote report/report.html' in done.stdout
     numbers = json.loads((data / 'report/report.json').read_text())
     assert numbers['facts']['config'] == 'config.py' and len(numbers['worst']) == 2

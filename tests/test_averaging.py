@@ -6,7 +6,7 @@ import torch
 from mmdet.models.layers.ema import ExpMomentumEMA
 from torch import nn
 
-from mmfocal.engine.averaging import WarmedUpEMA
+from mmfocal.engine.optim.averaging import WarmedUpEMA
 
 
 def test_average_is_that_of_mmdet():

@@ -11,18 +11,18 @@ import math
 import os
 import random
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import CheckpointHook
@@ -31,16 +31,22 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from PIL import Image
+from mmseg.datasets import BaseSegDataset
+from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mmfocal import FocalTransformer, FocalTransformerFast
-from mmfocal.datasets import checking
-from mmfocal.engine import BadDataError, check_contents, install_sample_errors
-from mmfocal.engine.dataset_source import find_source
-from mmfocal.engine.non_finite import NonFiniteError, NonFiniteHook
-from mmfocal.engine.sample_errors import SampleError
+from mmfocal import FocalTransformer, FocalTransformerFast, cli
+from mmfocal.datasets import checks
+from mmfocal.datasets.checks import (
+    BadDataError,
+    SampleError,
+    check_contents,
+    install_sample_errors,
+    leaves_folder,
+    read_image,
+)
+from mmfocal.engine.hooks.non_finite import NonFiniteError, NonFiniteHook
 from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -49,11 +55,11 @@ SIZE = (64, 48)  # width, height
 NAN, INFINITY = math.nan, math.inf
 
 
-# --- Data of four pictures ------------------------------------------------------------------
+# --- Data of four images ------------------------------------------------------------------
 
 
-def picture(name: str, mode: str = 'RGB', size: tuple[int, int] = SIZE, **kwargs: Any) -> None:
-    """Writes a picture with content that does not compress to nothing."""
+def write_image(name: str, mode: str = 'RGB', size: tuple[int, int] = SIZE, **kwargs: Any) -> None:
+    """Writes an image with content that does not compress to nothing."""
     values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
     path = Path('data/images', name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +68,7 @@ def picture(name: str, mode: str = 'RGB', size: tuple[int, int] = SIZE, **kwargs
 
 def turned(orientation: int) -> dict[str, Any]:
     exif = Image.Exif()
-    exif[checking.ORIENTATION] = orientation
+    exif[checks.images.ORIENTATION] = orientation
     return dict(exif=exif)
 
 
@@ -113,9 +119,9 @@ def in_empty_folder() -> Iterator[None]:
 
 
 def write_coco(change: Callable[[dict], Any] | None = None) -> None:
-    """Writes pictures and annotations; ``change`` breaks something."""
+    """Writes images and annotations; ``change`` breaks something."""
     for i in range(1, 5):
-        picture(f'{i}.jpg')
+        write_image(f'{i}.jpg')
     content = coco()
     text = change(content) if change else None
     Path('data/train.json').write_text(text if isinstance(text, str) else json.dumps(content))
@@ -171,7 +177,7 @@ def label_map(name: str, value: int = 1, size: tuple[int, int] = SIZE, mode: str
 
 def write_seg(change: Callable[[], Any] | None = None) -> None:
     for i in range(1, 4):
-        picture(f'{i}.jpg')
+        write_image(f'{i}.jpg')
         label_map(f'{i}.png', i - 1)
     if change:
         change()
@@ -232,7 +238,7 @@ def twice(key: str) -> Callable[[dict], None]:
 
 
 def file(write: Callable[[], Any]) -> Callable[..., None]:
-    """Changes files alone."""
+    """Only changes files."""
     return lambda *_: write() and None
 
 
@@ -250,7 +256,7 @@ def removed(*_: Any) -> None:
 
 def resized(width: int, height: int) -> Callable[[dict], None]:
     def change(content: dict) -> None:
-        picture('1.jpg', size=(width, height))
+        write_image('1.jpg', size=(width, height))
         content['images'][0].update(width=width, height=height)
         content['annotations'][0].update(
             bbox=[0, 0, width, height], segmentation=[[0, 0, width, 0, width, height]]
@@ -291,7 +297,7 @@ ERRORS = (
     Case('image without a width', first('images', width=...), "image 1: .*'width', got no such"),
     Case('image of negative height', first('images', height=-48), "'height', got -48"),
     Case('image id listed twice', twice('images'), 'image id 1 .* listed twice'),
-    Case('annotation id listed twice', twice('annotations'), 'annotation id 1 is listed twice'),
+    Case('annotation id listed twice', twice('annotations'), 'annotation id 1: is listed twice'),
     Case('category that is not in the file', thing(category_id=9), 'category_id 9 is none'),
     Case('class names that do not match', first('categories', name='lion'), "named 'cat'"),
     Case(
@@ -301,18 +307,32 @@ ERRORS = (
     ),
     Case('annotation without `area`', thing(area=...), "annotation 1 of image 1: .*'area'"),
     Case('box of strings', thing(bbox=['4', '6', '20', '10']), "'bbox', got \\['4'"),
-    Case('box of three numbers', thing(bbox=[4, 6, 20]), 'expected four numbers'),
-    Case('box with NaN', thing(bbox=[NAN, 6, 20, 10]), r'bbox \[nan, 6, .*must be finite'),
-    Case('box with infinity', thing(bbox=[4, 6, INFINITY, 10]), 'must be finite'),
-    Case('huge box', thing(bbox=[4, 6, 1e9, 10]), 'goes beyond 100,000 pixels'),
+    Case('box of three numbers', thing(bbox=[4, 6, 20]), 'expected four .*numbers'),
+    Case('box with NaN', thing(bbox=[NAN, 6, 20, 10]), r"finite .*'bbox', got \[nan, 6, 20"),
+    Case(
+        'box with infinity', thing(bbox=[4, 6, INFINITY, 10]), r"finite .*'bbox', got \[4, 6, inf"
+    ),
+    Case(
+        'huge box',
+        thing(bbox=[4, 6, 1e9, 10]),
+        r"within 100,000 pixels under 'bbox', got \[4, 6, 1000",
+    ),
     Case('box of negative size', thing(bbox=[4, 6, -20, 10]), 'has a negative size'),
     Case('boxes without area, more than 1 %', thing(bbox=[4, 6, 0, 10]), 'less than a pixel'),
-    Case('boxes outside, more than 1 %', thing(bbox=[70, 6, 20, 10]), 'is outside its picture'),
+    Case('boxes outside, more than 1 %', thing(bbox=[70, 6, 20, 10]), 'is outside its image'),
     Case('corners for boxes, more than 1 %', thing(bbox=[40, 30, 60, 40]), 'sticks out .*corners'),
     Case('annotations of missing images, more than 1 %', thing(image_id=9), 'no image 9'),
-    Case('polygon with NaN', thing(segmentation=[[NAN] * 6]), 'coordinate nan must be finite'),
-    Case('polygon with infinity', thing(segmentation=[[4, 6, INFINITY] * 2]), 'coordinate inf'),
-    Case('huge polygon', thing(segmentation=[[4, 6, 1e8] * 2]), 'coordinate 100000000.0'),
+    Case('polygon with NaN', thing(segmentation=[[NAN] * 6]), 'of finite numbers .*, got nan'),
+    Case(
+        'polygon with infinity',
+        thing(segmentation=[[4, 6, INFINITY] * 2]),
+        'of finite numbers .*, got inf',
+    ),
+    Case(
+        'huge polygon',
+        thing(segmentation=[[4, 6, 1e8] * 2]),
+        'within 100,000 pixels .*, got 100000000.0',
+    ),
     Case('polygon of strings', thing(segmentation=[['4'] * 6]), 'expected polygons'),
     Case('polygon without brackets', thing(segmentation=[4, 6, 8, 9, 4, 2]), 'expected polygons'),
     Case('polygon of one point', thing(segmentation=[[4, 6]]), 'got 2 numbers'),
@@ -327,35 +347,35 @@ ERRORS = (
     Case(
         'RLE whose counts overflow',
         thing(segmentation=dict(CROWD, counts=[0, 5, 9999])),
-        'add up to 3072 pixels, got 10004',
+        'of sum 3072, got 10004',
     ),
     Case(
         'compressed RLE whose counts overflow (`--deep`)',
         thing(segmentation=dict(CROWD, counts='0R`W3')),
-        'add up to 3072 pixels',
+        'of sum 3072',
         deep=True,
     ),
     Case('`file_name` with `..`', first('images', file_name='../1.jpg'), 'leads out of data/im'),
     Case('absolute `file_name`', first('images', file_name='/etc/1.jpg'), 'leads out of data/im'),
-    Case('picture that is missing', removed, 'data/images/1.jpg: is missing'),
-    Case('empty picture', emptied, 'data/images/1.jpg: is empty'),
+    Case('image that is missing', removed, 'data/images/1.jpg: is missing'),
+    Case('empty image', emptied, 'data/images/1.jpg: is empty'),
     Case('text named .jpg', raw('1.jpg', b'<html>404</html>'), "begins with b'<html>404"),
     Case('JPEG cut off', file(lambda: cut('1.jpg', 0.6)), 'data/images/1.jpg: is cut off'),
     Case(
         'PNG cut off',
-        other_form('1.png', lambda: picture('1.png') or cut('1.png', 0.9)),
+        other_form('1.png', lambda: write_image('1.png') or cut('1.png', 0.9)),
         'data/images/1.png: is cut off',
     ),
     Case(
         'PNG damaged inside (`--deep`)',
-        other_form('1.png', lambda: picture('1.png') or damage('1.png', 0.5)),
+        other_form('1.png', lambda: write_image('1.png') or damage('1.png', 0.5)),
         'data/images/1.png: is cut off or damaged',
         deep=True,
     ),
     Case(
         'PNG without a header',
-        other_form('1.png', lambda: picture('1.png') or damage('1.png', 0.0, start=8)),
-        'data/images/1.png: is damaged: it begins as a picture',
+        other_form('1.png', lambda: write_image('1.png') or damage('1.png', 0.0, start=8)),
+        'data/images/1.png: is damaged: it begins as an image',
     ),
     Case(
         'declared width and height that are wrong',
@@ -363,8 +383,8 @@ ERRORS = (
         'has 64x48 pixels .*say 640x480',
     ),
     Case(
-        'EXIF-rotated picture with unrotated boxes',
-        file(lambda: picture('1.jpg', **turned(6))),
+        'EXIF-rotated image with unrotated boxes',
+        file(lambda: write_image('1.jpg', **turned(6))),
         'turns it to 48x64 .*boxes would be misplaced',
     ),
     Case('1x4000 pixels', resized(1, 4000), 'would have a side of 0 pixels'),
@@ -378,15 +398,15 @@ ERRORS = (
 )
 
 NOTES = (
-    Case('CMYK', file(lambda: picture('1.jpg', 'CMYK')), 'is CMYK'),
-    Case('gray', file(lambda: picture('1.jpg', 'L')), 'is gray'),
-    Case('with alpha', other_form('1.png', lambda: picture('1.png', 'RGBA')), 'is with alpha'),
+    Case('CMYK', file(lambda: write_image('1.jpg', 'CMYK')), 'is CMYK'),
+    Case('gray', file(lambda: write_image('1.jpg', 'L')), 'is gray'),
+    Case('with alpha', other_form('1.png', lambda: write_image('1.png', 'RGBA')), 'is with alpha'),
     Case('16-bit gray', other_form('1.png', sixteen_bit), 'is 16-bit gray'),
     Case('animated', other_form('1.gif', animated), 'is animated; its first frame'),
     Case('1x1 pixel', resized(1, 1), 'has 1x1 pixels'),
     Case(
         'EXIF orientation that keeps the size',
-        file(lambda: picture('1.jpg', **turned(3))),
+        file(lambda: write_image('1.jpg', **turned(3))),
         r'is turned by its EXIF orientation \(3\)',
     ),
     Case(
@@ -402,16 +422,20 @@ NOTES = (
 )
 
 SEG_ERRORS = (
-    Case('no pictures', dict, 'lists no picture', dict(img_suffix='.webp')),
+    Case('no images', dict, 'lists no images', dict(img_suffix='.webp')),
     Case('label map that is missing', lambda: Path('data/labels/1.png').unlink(), 'is missing'),
     Case('label map cut off', lambda: os.truncate('data/labels/1.png', 50), 'is cut off'),
     Case('label map of another size', lambda: label_map('1.png', 1, (32, 48)), 'has 32x48 pixels'),
-    Case('label outside the classes', lambda: label_map('1.png', 3), 'holds 3; .*at most 2'),
+    Case(
+        'label outside the classes',
+        lambda: label_map('1.png', 3),
+        'holds 3; labels are from 0 to 2',
+    ),
     Case('colours for labels', lambda: label_map('1.png', mode='RGB'), 'got 3'),
     Case(
         'list that leaves the data root',
         lambda: Path('data/list.txt').write_text('1\n../2\n'),
-        "line 2: .*got '../2'",
+        "list.txt: '../2.jpg' leads out of data/images",
         dict(ann_file='list.txt'),
     ),
 )
@@ -431,7 +455,7 @@ def seen(case: Case, segments: bool = False) -> list[str]:
 def test_broken_data_is_refused(case):
     lines = seen(case)
     assert lines[0].startswith('error: ') and re.search(case.expected, lines[0]), lines
-    assert re.match(r'Data check: train \d+ pictures .* errors, .* s\.$', lines[-1])
+    assert re.match(r'Data check: train \d+ images .* errors, .* s\.$', lines[-1])
 
 
 @pytest.mark.parametrize('case', NOTES, ids=lambda case: case.title)
@@ -452,7 +476,7 @@ def test_good_data_passes_in_one_line():
         with in_empty_folder():
             write()
             (line,) = report(config(), deep=True)
-            assert re.match(r'Data check: train \d pictures \(\d opened\) and \d .*: no err', line)
+            assert re.match(r'Data check: train \d images \(\d opened\) and \d .*: no err', line)
 
 
 def test_many_errors_are_counted_and_few_shown():
@@ -464,8 +488,21 @@ def test_many_errors_are_counted_and_few_shown():
     with in_empty_folder():
         write_coco(change)
         lines = report(coco_config())
-    assert len(lines) == checking.MAX_LINES + 2 and '1,950 errors' in lines[-1]
-    assert lines[-2] == 'error: boxes that are not finite: 1,940 more'
+    assert len(lines) == checks.report.MAX_LINES + 2 and '1,950 errors' in lines[-1]
+    assert lines[-2].startswith('error: 1,940 more')
+
+
+def test_an_error_of_another_kind_is_shown_beside_many():
+    def change(content):
+        content['annotations'] = [dict(content['annotations'][0], id=i) for i in range(20)]
+        for each in content['annotations'][:18]:
+            del each['area']
+        content['annotations'][18]['bbox'] = [NAN, 0, 1, 1]
+
+    with in_empty_folder():
+        write_coco(change)
+        lines = report(coco_config())
+    assert any('annotation 18 ' in line and "'bbox'" in line for line in lines)
 
 
 def test_two_thousand_objects_and_a_rare_empty_box_are_fine():
@@ -493,7 +530,7 @@ def test_masks_are_looked_at_only_where_they_are_used():
             check_contents(cfg, ('train', 'val'))
         # Coordinates that end the process are refused in any case.
         write_coco(thing(segmentation=[[NAN] * 6]))
-        assert 'coordinate nan' in report(coco_config(pipeline=boxes))[0]
+        assert 'got nan' in report(coco_config(pipeline=boxes))[0]
 
 
 def test_compressed_masks_are_measured_as_pycocotools_does():
@@ -501,27 +538,27 @@ def test_compressed_masks_are_measured_as_pycocotools_does():
 
     pixels = np.random.default_rng(0).random((48, 64)) > 0.7
     code = mask.encode(np.asfortranarray(pixels))['counts'].decode()
-    assert checking._rle_pixels(code) == pixels.size
-    assert checking._rle_pixels(code[:-1]) != pixels.size
-    assert checking._rle_pixels('!') is checking._rle_pixels([1, -1]) is None
+    assert checks.coco._rle_pixels(code) == pixels.size
+    assert checks.coco._rle_pixels(code[:-1]) != pixels.size
+    assert checks.coco._rle_pixels('!') is checks.coco._rle_pixels([1, -1]) is None
 
 
 def test_ignored_orientation_compares_pixels_as_they_are_stored():
     load = dict(type='LoadImageFromFile', color_type='color_ignore_orientation')
     with in_empty_folder():
-        write_coco(file(lambda: picture('1.jpg', **turned(6))))
+        write_coco(file(lambda: write_image('1.jpg', **turned(6))))
         (line,) = report(coco_config(pipeline=[load, *PIPELINE[1:]]))
     assert 'no errors' in line
 
 
 def test_only_a_sample_is_opened_in_time(monkeypatch):
-    monkeypatch.setattr(checking, 'MAX_HEADERS', 2)
+    monkeypatch.setattr(checks.images, 'MAX_HEADERS', 2)
     with in_empty_folder():
         write_coco()
-        assert '4 pictures (2 opened)' in report(coco_config())[-1]
-        assert '4 pictures (4 opened)' in report(coco_config(), deep=True)[-1]
-        monkeypatch.setattr(checking, 'MAX_SECONDS', 0.0)
-        assert '4 pictures (1 opened)' in report(coco_config())[-1]
+        assert '4 images (2 opened)' in report(coco_config())[-1]
+        assert '4 images (4 opened)' in report(coco_config(), deep=True)[-1]
+        monkeypatch.setattr(checks.images, 'MAX_SECONDS', 0.0)
+        assert '4 images (1 opened)' in report(coco_config())[-1]
 
 
 def test_heads_have_as_many_classes_as_the_data():
@@ -532,22 +569,132 @@ def test_heads_have_as_many_classes_as_the_data():
         assert 'model.roi_head.bbox_head of the config num_classes=1' in report(cfg)[0]
 
 
-def test_data_sets_of_other_forms_are_named():
-    lines = report(coco_config(type='VOCDataset'))
-    assert 'VOCDataset is read in a way of its own' in lines[0] and 'no errors' in lines[1]
+NAMES = tuple(f'class {i}' for i in range(3))
 
 
-def test_classes_and_suffixes_are_read_from_source():
-    ade = find_source('ADE20KDataset', ['mmseg.datasets'])
-    assert len(ade.metainfo['classes']) == 150 and ade.defaults['reduce_zero_label'] is True
-    assert ade.defaults['img_suffix'] == '.jpg' and ade.reads_as('BaseSegDataset')
-    city = find_source('CityscapesDataset', ['mmseg.datasets', 'mmdet.datasets'])
-    assert city.defaults['img_suffix'] == '_leftImg8bit.png'
-    assert len(find_source('mmdet.CocoDataset', ['mmdet.datasets']).metainfo['classes']) == 80
-    shapes = find_source('mmfocal.datasets.coco_shapes.ShapesDataset', ['mmdet.datasets'])
-    assert shapes.reads_as('CocoDataset')
-    assert not find_source('LVISV1Dataset', ['mmdet.datasets']).reads_as('CocoDataset')
-    assert find_source('NoSuchDataset', ['mmdet.datasets', 'no.such.module']) is None
+@DATASETS.register_module()
+class ComputedDataset(BaseSegDataset):
+    """Its classes are no literals, and its suffixes are in no signature."""
+
+    METAINFO: ClassVar = dict(zip(['classes'], [NAMES], strict=True))
+
+    def __init__(self, **kwargs):
+        super().__init__(img_suffix='.jpg', seg_map_suffix='_labels.png', **kwargs)
+
+
+@DATASETS.register_module()
+class ComputedCocoDataset(CocoDataset):
+    METAINFO: ClassVar = dict(zip(['classes'], [('cat', 'dog')], strict=True))
+
+
+@DATASETS.register_module()
+class OwnReaderDataset(CocoDataset):
+    def parse_data_info(self, raw_data_info):
+        return super().parse_data_info(raw_data_info)
+
+
+@DATASETS.register_module()
+class StrictDataset(BaseSegDataset):
+    def __init__(self, needed, **kwargs):
+        super().__init__(**kwargs)
+
+
+@pytest.mark.parametrize(
+    'kind', ['ComputedDataset', 'mmengine.ComputedDataset', ComputedDataset], ids=str
+)
+def test_data_sets_are_asked_for_classes_and_suffixes(kind):
+    with in_empty_folder():
+        for i in range(1, 4):
+            write_image(f'{i}.jpg')
+            label_map(f'{i}_labels.png', i)
+        cfg = seg_config(type=kind, metainfo=None)
+        lines = report(cfg)
+        assert re.search(r'3_labels\.png: holds 3; labels are from 0 to 2', lines[0]), lines
+        cfg.train_dataloader.dataset.reduce_zero_label = True
+        assert 'no errors' in report(cfg)[-1]
+
+
+def test_classes_of_a_data_set_are_never_those_of_its_parent():
+    with in_empty_folder():
+        write_coco()
+        assert 'no errors' in report(coco_config(type='ComputedCocoDataset', metainfo=None))[-1]
+        assert "named 'person'" in report(coco_config(type='CocoDataset', metainfo=None))[0]
+
+
+@pytest.mark.parametrize(
+    'kind, reason',
+    [
+        ('NoSuchDataset', 'is not registered'),
+        ('no.such.module.NoSuchDataset', 'is not registered'),
+        ('VOCDataset', 'is read in a way of its own'),
+        ('LVISV1Dataset', 'is read in a way of its own'),
+        ('OwnReaderDataset', 'is read in a way of its own'),
+        ('StrictDataset', r"cannot be built \(TypeError: .*'needed'"),
+    ],
+)
+def test_what_a_data_set_reads_is_unknown_if_it_cannot_be_asked(kind, reason):
+    with in_empty_folder():
+        write_coco()
+        lines = report(coco_config(type=kind))
+    name = kind.rpartition('.')[2]
+    assert re.match(f'note: train_dataloader.dataset: {name} {reason}', lines[0]), lines
+    assert 'nothing looked at: no errors, 1 notes' in lines[1]
+
+
+def test_stock_data_sets_are_asked_in_the_scope_of_the_config():
+    from mmfocal.datasets.checks.config import _describe
+    from mmfocal.datasets.checks.dataset import find_datasets
+
+    with in_empty_folder():
+        city = dict(type='mmseg.CityscapesDataset', metainfo=None)
+        write_image('a_leftImg8bit.png')
+        (dataset,) = find_datasets(Config(dict(coco_config(**city))), 'train')
+        assert dataset.build().img_suffix == '_leftImg8bit.png'
+        cfg = seg_config(type='ADE20KDataset', metainfo=None)
+        write_image('1.jpg')
+        (dataset,) = find_datasets(cfg, 'train')
+        data = _describe(cfg, 'train', dataset)
+    assert len(data.classes) == 150 and (data.first_label, data.num_labels) == (1, 151)
+    assert [(entry.name, entry.label_map) for entry in data.entries] == [
+        ('1.jpg', 'data/labels/1.png')
+    ]
+
+
+def test_custom_imports_are_imported_first(monkeypatch):
+    with in_empty_folder():
+        monkeypatch.syspath_prepend(os.getcwd())
+        write_coco()
+        Path('roads_for_a_test.py').write_text(
+            'from mmdet.datasets import CocoDataset\n'
+            'from mmengine.registry import DATASETS\n'
+            '@DATASETS.register_module()\n'
+            'class RoadsDataset(CocoDataset):\n'
+            "    METAINFO = dict(classes=('dog', 'cat'))\n"
+        )
+        cfg = coco_config(type='RoadsDataset', metainfo=None)
+        cfg.custom_imports = dict(imports=['roads_for_a_test'])
+        assert 'another order' in report(cfg)[0]
+        cfg.custom_imports = dict(imports=['no_such_module'])
+        with pytest.raises(UserError, match=r'custom_imports.*no_such_module'):
+            report(cfg)
+
+
+@pytest.mark.parametrize(
+    'name', ['..', 'a/../../b', '/a', '\\a', 'a\\..\\..\\b', 'C:\\a', 'http://a/b']
+)
+def test_paths_that_leave_their_folder(name):
+    assert leaves_folder(name)
+    assert not leaves_folder('a/b..c') and not leaves_folder('a.b/c:d')
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_sides_are_swapped_by_the_orientations_that_do_so(orientation):
+    with in_empty_folder():
+        write_image('1.jpg', **turned(orientation))
+        image = read_image('data/images/1.jpg', deep=False)
+        loaded = np.asarray(ImageOps.exif_transpose(Image.open('data/images/1.jpg')))
+    assert image.loaded_size(turns=True) == loaded.shape[1::-1]
+    assert image.loaded_size(turns=False) == SIZE
 
 
 ODD_VALUES = (
@@ -581,15 +728,11 @@ def with_odd_values(draw: random.Random) -> dict[str, Any]:
 
 def run_tool(monkeypatch: Any, capsys: Any, tool: str, *args: str) -> tuple[int, str]:
     """Runs a tool that ends before training, in this process: its status, and what it prints."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.setattr(sys, 'argv', [tool, *args])
-    status = 0
-    try:
-        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
-    except SystemExit as stop:
-        status = stop.code
+    with pytest.raises(SystemExit) as stop:
+        cli.run(Path(tool).stem)
     out, err = capsys.readouterr()
-    return status, out + err
+    return stop.value.code or 0, out + err
 
 
 CONFIG = """
@@ -612,30 +755,17 @@ def test_tools_refuse_bad_data_without_a_trace(monkeypatch, capsys):
         for tool in ('check_data.py', 'train.py'):
             status, text = run_tool(monkeypatch, capsys, tool, 'config.py')
             assert status == 2 and 'Traceback' not in text
-            assert text.strip().startswith('error: data/train.json: annotation 1 of image 1: poly')
+            assert text.strip().startswith('error: data/train.json: annotation 1 of image 1: ')
+            assert 'of finite numbers' in text
         # The next thing that ends it.
         arguments = ('config.py', '--no-data-check', '--resume', 'gone.pth')
         assert 'no file gone.pth' in run_tool(monkeypatch, capsys, 'train.py', *arguments)[1]
-        picture('1.jpg', 'L')
+        write_image('1.jpg', 'L')
         write_coco(first('images', file_name='gray.jpg'))
-        picture('gray.jpg', 'L')
+        write_image('gray.jpg', 'L')
         status, text = run_tool(monkeypatch, capsys, 'check_data.py', 'config.py', '--deep')
         assert status == 0 and text.startswith('note: data/images/gray.jpg: is gray')
-        assert 'Data check: train 4 pictures (4 opened)' in text
-
-
-def test_tools_check_data_without_pytorch():
-    code = (
-        f'import runpy, sys; sys.path.insert(0, {str(ROOT / "tools")!r}); sys.argv[1:] = '
-        f'["config.py"]; runpy.run_path({str(ROOT / "tools/check_data.py")!r}, '
-        'run_name="__main__"); sys.exit("torch" in sys.modules)'
-    )
-    with in_empty_folder():
-        write_coco()
-        write_config()
-        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith('Data check: train 4 pictures')
+        assert 'Data check: train 4 images (4 opened)' in text
 
 
 # --- Samples that fail in the middle of training --------------------------------------------
@@ -659,11 +789,15 @@ def build(cfg: Config) -> Any:
 
 
 SAMPLES = (
-    Case('empty picture', emptied, 'data/images/1.jpg: is empty'),
-    Case('picture that vanished', removed, 'data/images/1.jpg: is missing'),
+    Case('empty image', emptied, 'data/images/1.jpg: is empty'),
+    Case('image that vanished', removed, 'data/images/1.jpg: is missing'),
     Case('JPEG cut off', file(lambda: cut('1.jpg', 0.6)), '1.jpg: is cut off or damaged'),
-    Case('text named .jpg', raw('1.jpg', b'<html>'), '1.jpg: is no picture'),
-    Case('1x4000 pixels', file(lambda: picture('1.jpg', size=(1, 4000))), 'cannot be used: error'),
+    Case('text named .jpg', raw('1.jpg', b'<html>'), '1.jpg: is no image'),
+    Case(
+        '1x4000 pixels',
+        file(lambda: write_image('1.jpg', size=(1, 4000))),
+        'cannot be used: error',
+    ),
     Case('`file_name` with `..`', first('images', file_name='../../1.jpg'), 'leads out of the da'),
 )
 
@@ -701,10 +835,10 @@ def test_bad_samples_of_worker_processes_are_named_without_a_trace(named_errors)
     assert 'Traceback' not in str(error.value)
 
 
-def test_bad_samples_are_skipped_on_request_in_training_alone(named_errors, monkeypatch):
+def test_bad_samples_are_skipped_on_request_in_training_only(named_errors, monkeypatch):
     logged = []
     monkeypatch.setattr(
-        'mmfocal.engine.sample_errors.print_log', lambda text, *_: logged.append(text)
+        'mmfocal.datasets.checks.samples.print_log', lambda text, *_: logged.append(text)
     )
     named_errors(skip=True)
     with in_empty_folder():
@@ -837,7 +971,7 @@ class Logarithm(nn.Module):
 
 
 class Regressor(BaseModel):
-    """A backbone and a linear layer, with a bad layer in between where pictures are negative."""
+    """A backbone and a linear layer, with a bad layer in between where images are negative."""
 
     def __init__(
         self, bad_loss: bool = False, bad_gradient: bool = False, bad_input: bool = False
@@ -863,7 +997,7 @@ class Regressor(BaseModel):
 
 
 def batches(bad_at: int = 3, value: float = -1.0) -> DataLoader:
-    """Pictures, one a batch; one of them is bad."""
+    """Images, one a batch; one of them is bad."""
     samples = [
         dict(
             inputs=torch.full((3, 16, 16), value if i == bad_at else 1.0),
@@ -911,7 +1045,7 @@ def test_first_layer_that_is_not_finite_is_named(tmp_path):
 @pytest.mark.parametrize(
     'model, value, expected',
     [
-        (dict(), NAN, 'The pictures that the model gets are not finite themselves'),
+        (dict(), NAN, 'that the model gets are not finite themselves'),
         (dict(), 3e38, r'is backbone\.patch_embed\.proj \(Conv2d\): .* before it, data_prep'),
         (dict(bad_input=True), -1.0, r'computed in the model .*, for the input of its layer head'),
         (dict(bad_loss=True), -1.0, 'All layers give finite values; .* is not: loss'),
@@ -964,7 +1098,7 @@ class Averaging(Regressor):
     def forward(self, inputs, data_samples=None, mode='loss'):
         losses = super().forward(inputs, data_samples, mode)
         count = torch.ones(())
-        all_reduce(count)  # as detectors count their samples; hangs if one process comes alone
+        all_reduce(count)  # as detectors count their samples; hangs if only one process comes
         return {name: loss / count for name, loss in losses.items()}
 
 torch.distributed.init_process_group('gloo')
@@ -1050,9 +1184,9 @@ First lines of the real messages, printed by `python tests/test_bad_input.py`, w
 them with this page.
 
 `tools/check_data.py CONFIG` looks at the data of a config: every annotation, whether every file is
-there, the headers of up to {headers:,} pictures and all pixels of up to {maps} label maps of each
+there, the headers of up to {headers:,} images and all pixels of up to {maps} label maps of each
 data set, for at most {seconds:.0f} seconds each; `--deep` decodes all. `tools/train.py` does the
-same before it builds anything, unless `--no-data-check` is given. What would end a training run,
+same before it builds a model, unless `--no-data-check` is given. What would end a training run,
 or teach it wrong things, is an error and ends the tool with status 2; what a run copes with is a
 note. At most {lines} errors of each kind are listed, with the count of the others, and one line
 sums up:
@@ -1063,8 +1197,9 @@ sums up:
 
 A few annotations that mmdet leaves out are a note; errors in the table below that say "more than
 {share:.0%}" are notes up to that share. Files in other storage (`backend_args`) are not looked at,
-nor data sets that read annotations in another way than `CocoDataset` and `BaseSegDataset`, which a
-note says.
+nor data sets that cannot be built, or read annotations in another way than `CocoDataset` and
+`BaseSegDataset`, which a note says. Names of classes, suffixes and paths are those of the data set
+that training will build.
 """
 
 
@@ -1084,11 +1219,11 @@ def page(folder: Path) -> str:
         write_coco()
         (summary,) = report(coco_config())
     lines = INTRODUCTION.format(
-        headers=checking.MAX_HEADERS,
-        maps=checking.MAX_LABEL_MAPS,
-        seconds=checking.MAX_SECONDS,
-        lines=checking.MAX_LINES,
-        share=checking.MAX_SHARE,
+        headers=checks.images.MAX_HEADERS,
+        maps=checks.images.MAX_LABEL_MAPS,
+        seconds=checks.images.MAX_SECONDS,
+        lines=checks.report.MAX_LINES,
+        share=checks.report.MAX_SHARE,
         summary=re.sub(r'[\d.]+ s\.$', '0.0 s.', summary),
     ).splitlines()
     lines += table('Detection data', ((case.title, seen(case)[0]) for case in ERRORS))
@@ -1102,7 +1237,7 @@ def page(folder: Path) -> str:
     )
     lines += [
         '',
-        'With `--skip-bad-samples`, training goes on with another sample and a line in the log.',
+        'With `--skip-bad-samples`, training takes another sample and writes a line to the log.',
     ]
     lines += table(
         'Arguments of the backbone',
@@ -1114,7 +1249,7 @@ def page(folder: Path) -> str:
     runs = {
         'a layer gives NaN': (dict(), dict()),
         'values between layers are infinite': (dict(bad_input=True), dict()),
-        'a picture is NaN': (dict(), dict(value=NAN)),
+        'an image is NaN': (dict(), dict(value=NAN)),
         'the loss alone is infinite': (dict(bad_loss=True), dict()),
         'the weights, before a checkpoint': (dict(bad_gradient=True), dict()),
     }
@@ -1129,7 +1264,7 @@ def page(folder: Path) -> str:
 
 
 def versions_aside(text: str) -> str:
-    """Without random numbers, and what third parties say, in brackets or behind a colon."""
+    """Without random numbers, and what third parties say, in brackets or after a colon."""
     brackets = r'\([^()]*(\([^()]*\)[^()]*)*\)'
     return re.sub(rf'{brackets}|cannot be used: .*|values up to .*', '', text)
 

@@ -1,21 +1,27 @@
 """How often classes occur: what is counted is what is in the files."""
 
 import json
-import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from mmfocal.datasets import checking, prepare_shapes
-from mmfocal.datasets.checking import CocoData, Findings, SegmentationData
-from mmfocal.datasets.class_counts import BAR, MAX_ROWS, ClassCounts
-from mmfocal.engine import check_contents
+from mmfocal.cli import check_data
+from mmfocal.datasets import prepare_shapes
+from mmfocal.datasets.checks import (
+    CocoData,
+    Entry,
+    Report,
+    SegmentationData,
+    check_coco,
+    check_contents,
+    check_segmentation,
+    images,
+)
+from mmfocal.datasets.checks.class_counts import BAR, MAX_ROWS, ClassCounts
 
-ROOT = Path(__file__).parents[1]
 SHAPES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
 
 
@@ -27,8 +33,11 @@ def data(tmp_path_factory):
 
 
 def segmentation(data, **changes):
+    entries = tuple(
+        Entry(f'{path.stem}.jpg', str(path)) for path in sorted((data / 'labels/train').iterdir())
+    )
     settings = dict(classes=('ground', *SHAPES)) | changes
-    return SegmentationData(str(data / 'train'), str(data / 'labels/train'), **settings)
+    return SegmentationData(images=str(data / 'train'), entries=entries, **settings)
 
 
 def maps(data):
@@ -36,17 +45,17 @@ def maps(data):
 
 
 def test_pixels_are_those_of_the_label_maps(data):
-    counts = checking.check_segmentation(segmentation(data), Findings()).classes
+    counts = check_segmentation(segmentation(data), Report()).classes
     for label in range(7):
         found = [(values == label).sum() for values in maps(data)]
         assert counts.amounts[label] == sum(found)
-        assert counts.pictures[label] == sum(map(bool, found))
+        assert counts.images[label] == sum(map(bool, found))
     assert counts.looked_at == counts.of == 12 and counts.amounts.sum() == 12 * 128 * 128
 
 
 def test_labels_that_count_from_1_leave_0_out(data):
-    settings = dict(classes=SHAPES, reduce_zero_label=True)
-    counts = checking.check_segmentation(segmentation(data, **settings), Findings()).classes
+    settings = dict(classes=SHAPES, first_label=1)
+    counts = check_segmentation(segmentation(data, **settings), Report()).classes
     assert counts.without == sum((values == 0).sum() for values in maps(data))
     for label in range(1, 7):
         assert counts.amounts[label - 1] == sum((values == label).sum() for values in maps(data))
@@ -61,26 +70,29 @@ def test_labels_of_16_bits_and_unlabelled_pixels_are_counted(tmp_path):
             pixels[0] = 1, 1, 255
         Image.fromarray(pixels).save(tmp_path / folder / '1.png')
     data = SegmentationData(
-        str(tmp_path / 'images'), str(tmp_path / 'labels'), ('a', 'b', 'c'), image_suffix='.png'
+        images=str(tmp_path / 'images'),
+        entries=(Entry('1.png', str(tmp_path / 'labels/1.png')),),
+        classes=('a', 'b', 'c'),
+        num_labels=3,
     )
-    findings = Findings()
-    counts = checking.check_segmentation(data, findings).classes
+    report = Report()
+    counts = check_segmentation(data, report).classes
     assert counts.amounts.tolist() == [3, 2, 0] and counts.without == 1
-    assert "has no pixels of 'c'. Such a class" in findings.lines(errors=False)[-1]
-    assert not findings.num_errors
+    assert "has no pixels of 'c'. Such a class" in report.lines('note')[-1]
+    assert not report.count('error')
 
 
 def test_a_sample_is_the_same_each_time_and_says_so(data, monkeypatch):
-    monkeypatch.setattr(checking, 'MAX_LABEL_MAPS', 4)
+    monkeypatch.setattr(images, 'MAX_LABEL_MAPS', 4)
     wanted = segmentation(data, classes=('ground', *SHAPES, 'gone'))
-    first, second = (checking.check_segmentation(wanted, Findings()).classes for _ in range(2))
+    first, second = (check_segmentation(wanted, Report()).classes for _ in range(2))
     assert first.looked_at == 4 and first.amounts.tolist() == second.amounts.tolist()
     assert 'pixels of 4 of 12 label maps' in first.histogram('train')[0]
-    findings = Findings()
-    checking.check_segmentation(wanted, findings)
-    (line,) = findings.lines(errors=False)
+    report = Report()
+    check_segmentation(wanted, report)
+    (line,) = report.lines('note')
     assert "'gone' in the 4 label maps looked at. --deep looks at all 12." in line
-    deep = checking.check_segmentation(wanted, Findings(), deep=True).classes
+    deep = check_segmentation(wanted, Report(), deep=True).classes
     assert deep.looked_at == 12 and deep.absent == ['gone']
 
 
@@ -90,22 +102,24 @@ def test_boxes_are_those_of_the_annotations_without_crowds(data, tmp_path):
     objects = content['annotations'][1:]
     path = tmp_path / 'train.json'
     path.write_text(json.dumps(content))
-    counts = checking.check_coco(CocoData(str(path), str(data / 'train'), SHAPES), Findings())
+    counts = check_coco(
+        CocoData(annotations=str(path), images=str(data / 'train'), classes=SHAPES), Report()
+    )
     counts = counts.classes
     for number, name in enumerate(SHAPES):
         (category,) = (c['id'] for c in content['categories'] if c['name'] == name)
-        pictures = [each['image_id'] for each in objects if each['category_id'] == category]
-        assert counts.amounts[number] == len(pictures)
-        assert counts.pictures[number] == len(set(pictures))
+        images = [each['image_id'] for each in objects if each['category_id'] == category]
+        assert counts.amounts[number] == len(images)
+        assert counts.images[number] == len(set(images))
     assert counts.looked_at == 12
 
 
 def rows(counts):
-    """Name, share in percent and length of the bar of each line behind the title."""
+    """Name, share in percent and length of the bar of each line after the title."""
     return [
         (line.split()[0], float(line.split()[1]), line.count('#'))
         for line in counts.histogram('train')[1:]
-        if '% of pictures' in line
+        if '% of images' in line
     ]
 
 
@@ -115,14 +129,14 @@ def test_bars_are_as_long_as_shares_and_tell_the_most_skewed():
     counts.looked_at = 100
     assert rows(counts) == [('many', 98.36, BAR), ('few', 1.64, 1)]
     title, first, *_, last = counts.histogram('train')
-    assert title == "train: 61 boxes in 100 pictures; 'many' has 60.0 times as many as 'few'"
-    assert first.endswith('in  60 % of pictures') and last == '  1 never: none'
+    assert title == "train: 61 boxes in 100 images; 'many' has 60.0 times as many as 'few'"
+    assert first.endswith('in  60 % of images') and last == '  1 never: none'
     assert ClassCounts(('a',), 'boxes').histogram('train') == []
 
 
 def test_of_many_classes_the_ends_are_shown():
     counts = ClassCounts([f'class_{i}_of_a_very_long_name' for i in range(150)], 'pixels')
-    counts.add_picture(np.arange(150), 2 ** (np.arange(150) // 4) + np.arange(150))
+    counts.add_label_map(np.arange(150), 2 ** (np.arange(150) // 4) + np.arange(150))
     lines = counts.histogram('train')
     assert len(lines) == MAX_ROWS + 2 and '... 130 more classes' in lines[11]
     assert (
@@ -148,9 +162,8 @@ def test_the_tool_shows_them_and_training_does_not(data, monkeypatch, capsys, hi
         return
     path = data / 'config.py'
     cfg.dump(path)
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    monkeypatch.setattr(sys, 'argv', ['check_data.py', str(path)])
-    runpy.run_path(str(ROOT / 'tools/check_data.py'), run_name='__main__')
+    monkeypatch.setattr(sys, 'argv', ['check_data', str(path)])
+    check_data.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith('Data check: train 12 pictures') and lines[1] == ''
+    assert lines[0].startswith('Data check: train 12 images') and lines[1] == ''
     assert lines[2].startswith('train: ') and len(lines) == 3 + len(SHAPES)

@@ -28,7 +28,7 @@ def hand_count(height, width, dim=4):
 
     Args:
         height: of the map in tokens, a multiple of 7.
-        width: likewise.
+        width: in the same unit.
     """
     tokens, windows = height * width, height * width // 49
     keys = 49 + 120 + 9  # own, ring, and 3 x 3 cells of 7 x 7 tokens

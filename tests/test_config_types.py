@@ -38,7 +38,24 @@ def in_all_forms(kind):
 def test_checkpoints_are_written_whole(kind):
     cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind, interval=3)), train_cfg={}))
     settings.set_reliability(cfg)
-    assert cfg.default_hooks.checkpoint == dict(type='WholeCheckpointHook', interval=3)
+    assert cfg.default_hooks.checkpoint == dict(
+        type='CheckpointHook', interval=3, backend_args=dict(backend='atomic')
+    )
+
+
+@pytest.mark.parametrize(
+    'given, expected',
+    [
+        (dict(max_keep_ckpts=1), dict(max_keep_ckpts=2, backend_args=dict(backend='atomic'))),
+        (dict(max_keep_ckpts=5), dict(max_keep_ckpts=5, backend_args=dict(backend='atomic'))),
+        (dict(out_dir='s3://bucket/a'), dict(out_dir='s3://bucket/a')),
+        (dict(backend_args=dict(backend='own')), dict(backend_args=dict(backend='own'))),
+    ],
+)
+def test_other_storage_is_left_alone_and_two_checkpoints_are_kept(given, expected):
+    cfg = Config(dict(default_hooks=dict(checkpoint=given), train_cfg={}, work_dir='a'))
+    settings.set_reliability(cfg)
+    assert cfg.default_hooks.checkpoint == dict(expected, type='CheckpointHook')
 
 
 @in_all_forms(IterBasedTrainLoop)

@@ -129,7 +129,7 @@ CASES = {
     ),
     'bicubic interpolation': (
         [torch.randn(1, 3, 14, 11)],
-        lambda x: F.interpolate(x, size=(9, 20), mode='bicubic', align_corners=False),
+        lambda x: F.interpolate(input=x, size=(9, 20), mode='bicubic', align_corners=False),
     ),
 }
 
@@ -156,7 +156,7 @@ def test_gradients_of_half_precision(deterministic, name, dtype):
     expected = run(function, [each.float() for each in few])
     if dtype == torch.bfloat16:  # which mmcv's operators do not know
         determinism.remove_determinism()
-        _install_float32_operators('cpu')
+        _install_float32_operators()
         determinism.install_determinism()
     with torch.autocast('cpu', dtype=dtype):
         found = run(function, few)
@@ -264,7 +264,8 @@ def test_gradients_on_a_gpu_are_the_same_in_every_run(name, dtype, monkeypatch):
     torch.use_deterministic_algorithms(True)
     determinism.install_determinism()
     try:
-        first, *others = (run(function, inputs) for _ in range(5))
+        with torch.autocast('cuda', dtype=torch.float16, enabled=dtype == torch.float16):
+            first, *others = (run(function, inputs) for _ in range(5))
     finally:
         determinism.remove_determinism()
         torch.use_deterministic_algorithms(False)

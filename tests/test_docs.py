@@ -79,7 +79,7 @@ def test_commands_exist_and_know_their_options(name):
     text = (ROOT / name).read_text()
     lines = ''.join(blocks(text, '')).replace('\\\n', ' ').splitlines()
     targets = set(re.findall(r'^([a-z\-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
-    common = (ROOT / 'tools/_startup.py').read_text()
+    common = (ROOT / 'mmfocal/cli/_arguments.py').read_text()
     for line in lines:
         line = line.partition('    #')[0]
         if not (found := COMMAND.search(line)):
@@ -92,13 +92,14 @@ def test_commands_exist_and_know_their_options(name):
             path = ROOT / 'tools' / f'{found["sh"]}.{found["kind"]}'
             tool = 'train' if 'train' in found['sh'] else 'test'
         else:
-            module = found['module'] or f'tools.{tool}'
+            module = found['module'] or f'mmfocal.cli.{tool}'
             module = f'tests.{found["test"]}' if found['test'] else module
             path = ROOT / f'{module.replace(".", "/")}.py'
+            assert not found['py'] or (ROOT / f'tools/{tool}.py').is_file(), line
         assert path.is_file(), line
         source = common + path.read_text()
         if found['sh']:
-            source += (ROOT / f'tools/{tool}.py').read_text()
+            source += (ROOT / f'mmfocal/cli/{tool}.py').read_text()
         options = re.findall(r'\s(--[a-z][a-z\-]+)', found['rest'].split('--cfg-options')[0])
         unknown = [option for option in options if f"'{option}'" not in source]
         assert not unknown, f'{path.name}: {line}'
@@ -120,7 +121,7 @@ def test_our_messages_are_in_the_source():
     messages = re.findall(r'`([^`]+)` \(ours\)', text)
     assert len(messages) > 10
     files = [*(ROOT / 'mmfocal').rglob('*.py'), *(ROOT / 'tools').glob('*.*')]
-    # Texts that go on in the next line are one.
+    # Texts that continue in the next line are one.
     source = ''.join(path.read_text() for path in files if path.is_file())
     source = re.sub(r"""['"]\s*\n\s*f?['"]""", '', source)
     assert not [message for message in messages if message not in source]

@@ -1,6 +1,6 @@
 """The doctor and the checks that it shares with `import mmfocal`, here and in broken environments.
 
-Broken environments have stand-ins for what is installed: for the metadata alone where versions
+Broken environments have stand-ins for what is installed: for only the metadata where versions
 are compared; for modules too, in processes of their own, where something is run.
 """
 
@@ -134,9 +134,10 @@ def test_here_training_would_work(doctor):
 )
 def test_opencv_is_told_by_the_distribution_that_provides_it(run_broken, versions, line):
     names = ('python', 'python-headless', 'contrib-python', 'contrib-python-headless')
-    code = 'import doctor; print(*("|".join(line) for line in doctor.versions()), sep="\\n")'
+    code = 'from mmfocal.cli import doctor; '
+    code += 'print(*("|".join(line) for line in doctor.versions()), sep="\\n")'
     result = run_broken(
-        ['-c', f'import sys; sys.path.insert(0, {str(ROOT / "tools")!r}); {code}'],
+        ['-c', code],
         versions=dict.fromkeys(f'opencv-{name}' for name in names) | versions,
     )
     assert f'OpenCV|{line}' in result.stdout.splitlines(), result.stderr

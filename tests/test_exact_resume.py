@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import ClassVar
@@ -27,8 +28,8 @@ from torch import nn
 
 from mmfocal.engine import install_safe_loading, settings
 from mmfocal.engine.checkpoints import AtomicBackend, latest_valid
-from mmfocal.engine.data_loader import stop_workers
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import written_atomically
 from mmfocal.weights.safe_loading import load_checkpoint_file
 
 RUNS = count()
@@ -141,11 +142,7 @@ def train(cfg, resume=False):
     settings.set_resume(cfg, 'auto' if resume else None)
     settings.set_reliability(cfg)
     install_safe_loading()
-    runner = settings.build_runner(cfg)
-    try:
-        runner.train()
-    finally:  # as the end of the process does
-        stop_workers()
+    settings.build_runner(cfg).train()
 
 
 def final(work_dir):
@@ -197,10 +194,10 @@ def whole(tmp_path_factory):
     return found
 
 
-# Iterations are counted from 0; an epoch has 5, validation is due behind 10 or 6.
+# Iterations are counted from 0; an epoch has 5, validation is due after 10 or 6.
 @pytest.mark.parametrize('killer', [('train', 5), ('train', 8), ('train', 14), ('val', 12), None])
 @pytest.mark.parametrize('by_epoch, workers', KINDS)
-def test_killed_run_goes_on_as_if_it_had_not_been(tmp_path, whole, by_epoch, workers, killer):
+def test_killed_run_is_resumed_as_if_it_had_not_been(tmp_path, whole, by_epoch, workers, killer):
     killer = killer or ('val', 10 if by_epoch else 18)
     if killer == ('val', 12) and by_epoch:
         killer = ('val', 20)  # the last one
@@ -321,7 +318,7 @@ def is_running(number):
 
 @pytest.fixture
 def killed(tmp_path):
-    """Work folder of a run by iterations with checkpoints behind 4, 8 and 12 of 20."""
+    """Work folder of a run by iterations with checkpoints after 4, 8 and 12 of 20."""
     folder = tmp_path / 'run'
     with pytest.raises(Killed):
         train(config(folder, False, killer=('train', 13)))
@@ -355,7 +352,7 @@ def test_older_checkpoint_takes_the_place_of_a_damaged_one(killed, whole, damage
 
 
 @pytest.mark.parametrize('content', [None, '', '/elsewhere/iter_4.pth'])
-def test_run_goes_on_in_a_moved_folder(killed, whole, content, tmp_path):
+def test_run_is_resumed_in_a_moved_folder(killed, whole, content, tmp_path):
     moved = tmp_path / 'moved'
     shutil.move(killed, moved)
     name = moved / 'last_checkpoint'
@@ -381,6 +378,13 @@ def test_new_run_moves_checkpoints_of_an_earlier_one_aside(killed):
     assert not list(killed.glob('*.pth')) and settings.set_resume(cfg, 'auto') is not None
 
 
+def test_file_that_cannot_be_is_an_error_for_users(tmp_path):
+    (tmp_path / 'file').touch()
+    for path in (tmp_path / 'file/below.pth', tmp_path / ('long' * 100)):
+        with pytest.raises(UserError, match='could not be written'), written_atomically(path):
+            raise AssertionError('there is nothing to write to')
+
+
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS])
 def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch, number):
     real, written = os.fsync, []
@@ -401,21 +405,46 @@ def test_full_disk_leaves_what_was_there(tmp_path, monkeypatch, number):
 
 
 def test_two_checkpoints_are_kept_at_any_moment(tmp_path, monkeypatch):
-    seen = []
-    remove = AtomicBackend.remove
+    seen, put = [], AtomicBackend.put
 
-    def removed(self, path):
-        remove(self, path)
+    def listed():
         seen.append(sorted(file.name for file in tmp_path.glob('iter_*.pth')))
 
-    monkeypatch.setattr(AtomicBackend, 'remove', removed)
+    def spied(self, obj, path):
+        listed()
+        put(self, obj, path)
+        listed()
+
+    monkeypatch.setattr(AtomicBackend, 'put', spied)
     options = {'default_hooks.checkpoint.max_keep_ckpts': 1}
     train(config(tmp_path, False, **options))
-    assert seen == [
+    assert seen[4:] == [
+        ['iter_4.pth', 'iter_8.pth'],  # while the third is written
         ['iter_12.pth', 'iter_8.pth'],
+        ['iter_12.pth', 'iter_8.pth'],
+        ['iter_12.pth', 'iter_16.pth'],
         ['iter_12.pth', 'iter_16.pth'],
         ['iter_16.pth', 'iter_20.pth'],
     ]
+
+
+@pytest.mark.parametrize('fails', [True, False])
+def test_best_checkpoint_is_kept_until_the_next_is_written(tmp_path, monkeypatch, fails):
+    scores, put = iter(range(10)), AtomicBackend.put
+    monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda *_: dict(score=next(scores)))
+
+    def full(self, obj, path):
+        if fails and 'best_score_iter_12' in str(path):
+            raise UserError('the disk is full')
+        put(self, obj, path)
+
+    monkeypatch.setattr(AtomicBackend, 'put', full)
+    options = {'default_hooks.checkpoint.save_best': 'score'}
+    options |= {'default_hooks.checkpoint.rule': 'greater'}
+    with pytest.raises(UserError) if fails else nullcontext():
+        train(config(tmp_path, False, **options))
+    expected = ['best_score_iter_6.pth' if fails else 'best_score_iter_20.pth']
+    assert [path.name for path in tmp_path.glob('best_*')] == expected
 
 
 # --- What is compared -----------------------------------------------------------------------

@@ -26,7 +26,7 @@ from mmfocal.export.parity import (
     SIZES,
     compare,
     relative_difference,
-    resized_picture,
+    resized_image,
     run_onnx,
     run_torch,
     spread_scores,
@@ -231,17 +231,17 @@ def test_differences_beyond_rounding_are_found(tmp_path):
     assert 'nothing was detected' in run_with(lambda *outputs: outputs)[-1]
 
 
-def test_parity_on_a_picture(tmp_path):
+def test_parity_on_an_image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / 'picture.png')
+    Image.fromarray(pixels).save(tmp_path / 'image.png')
     graph = BackboneGraph(small_backbone())
-    assert resized_picture(tmp_path / 'picture.png', graph)(2, 31, 47).dtype == torch.float32
+    assert resized_image(tmp_path / 'image.png', graph)(2, 31, 47).dtype == torch.float32
     graph.dtype = torch.uint8
-    images = resized_picture(tmp_path / 'picture.png', graph)(3, 50, 70)
+    images = resized_image(tmp_path / 'image.png', graph)(3, 50, 70)
     assert torch.equal(images[0], torch.from_numpy(pixels).permute(2, 0, 1))
     assert torch.equal(images[1], images[0].flip(2)) and torch.equal(images[2], images[0].flip(1))
     with pytest.raises(UserError, match=r'absent\.png'):
-        resized_picture(tmp_path / 'absent.png', graph)
+        resized_image(tmp_path / 'absent.png', graph)
 
 
 def test_masks_are_pasted_as_mmdet_pastes_them():

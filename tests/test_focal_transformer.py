@@ -217,7 +217,7 @@ def test_optimizer_rules_find_parameters_by_name():
         (dict(expand_layer='none'), "expand_layer must be one of .* got 'none'"),
         (dict(border='zero'), "border must be one of .* got 'zero'"),
         (dict(out_indices=(0, 4)), 'out_indices must be ascending stages between 0 and 3'),
-        (dict(out_indices=()), 'out_indices must name at least one stage'),
+        (dict(out_indices=()), 'out_indices must be .*at least one stage'),
         (dict(focal_stages=(-1,)), 'focal_stages must be ascending stages'),
         (dict(frozen_stages=5), 'frozen_stages must be between -1 and 4, got 5'),
         (dict(drop_path_rate=1.0), 'drop_path_rate must be at least 0 and less than 1, got 1.0'),

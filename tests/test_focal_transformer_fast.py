@@ -95,8 +95,12 @@ def test_parameters_of_the_published_classifiers(arch, count):
         (dict(focal_levels=5), ValueError, 'stage 0 .*allows at most 4 levels, got 5'),
         (dict(topk=64), TypeError, "unexpected keyword argument 'topk'"),
         (dict(pool_method='median'), ValueError, "pool_method must be one of .* got 'median'"),
-        (dict(stored_map_sizes=(None,)), ValueError, 'stored_map_sizes must have one entry'),
-        (dict(stored_map_sizes=(3, 3, 3, 3)), ValueError, r'\(height, width\) or None, got \(3'),
+        (dict(stored_map_sizes=(None,)), ValueError, 'stored_map_sizes must .*one entry'),
+        (
+            dict(stored_map_sizes=(3, 3, 3, 3)),
+            ValueError,
+            r'stored_map_sizes .*\(height, width\).* \(3',
+        ),
     ],
 )
 def test_wrong_setting_is_named(kwargs, error, message):

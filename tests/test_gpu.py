@@ -64,7 +64,7 @@ CASES = {
         FocalGeometry(window_size=12, expand_size=2, focal_window=3), (25, 31), 2
     ),
     'local': Case(FocalGeometry(expand_size=0, focal_level=1), (15, 15), 2, batch=1),
-    # Windows whose queries may see nothing at all: padding alone behind the seam.
+    # Windows whose queries may see nothing at all: only padding after the seam.
     'keyless': Case(
         FocalGeometry(window_size=4, expand_size=0, shift_size=2, focal_level=1, border='mask'),
         (9, 10),
@@ -74,7 +74,7 @@ CASES = {
 }
 STAGE_1 = CASES['detection, stage 1']
 
-# Relative L2 error of forward and backward pass, in steps between numbers behind 1. In 16 bits
+# Relative L2 error of forward and backward pass, in steps between numbers after 1. In 16 bits
 # weights, outputs and gradients of scores are rounded once each, by at most half a step: together,
 # if they are independent, by half a step; an H200 gives 0.4 in bfloat16 and 0.5 in float16. For
 # float32 see test_lower_precision_follows_float64; an H200 gives 4.
@@ -181,7 +181,7 @@ def test_gradient_of_the_output_may_be_expanded():
 
 
 def test_tables_made_in_inference_mode_serve_training():
-    inputs = random_inputs(STAGE_1._replace(map_size=(29, 38)))  # a size of this test alone
+    inputs = random_inputs(STAGE_1._replace(map_size=(29, 38)))  # a size of only this test
     with torch.inference_mode():
         out = focal_attention(inputs.qkv, inputs.keys, inputs.bias, backend='triton')
     trained = out_and_grads(inputs)
@@ -400,7 +400,7 @@ def errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, floa
 
     That are biases of poolings, single numbers, and the layers of the MLPs that make the second
     version's position bias: what they add to all scores of a query, a softmax takes out again. Of
-    one of them alone the error is a matter of chance.
+    a single one the error is a matter of chance.
     """
 
     def joined_with(name: str) -> str:
@@ -478,7 +478,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory) -> Iterator[dict[str, Run]]:
-    """Short runs at once, each a process; and one that goes on from the middle of another."""
+    """Short runs at once, each a process; and one that resumes from the middle of another."""
     if find_spec('mmdet') is None:
         pytest.skip('MMDetection is not installed')
     prepare_shapes()

@@ -91,7 +91,7 @@ def test_what_a_flipped_view_finds_is_turned_back(family, direction, image):
     tta = InstanceTTAModel(model, merge_with(model))
     axes = {'horizontal': (1,), 'vertical': (0,), 'diagonal': (0, 1)}[direction]
     turned = np.ascontiguousarray(np.flip(image, axes))
-    # A flipped view of the flipped picture is the picture.
+    # A flipped view of the flipped image is the image.
     (expected,) = tta.test_step(views(image))
     (found,) = tta.test_step(views(turned, flips=[direction]))
     found, expected = found.pred_instances, expected.pred_instances

@@ -4,11 +4,11 @@ import pytest
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-import mmfocal.engine.layer_decay  # noqa: F401  registers itself
+import mmfocal.engine.optim.layer_decay  # noqa: F401  registers itself
 from mmfocal import FocalTransformer, FocalTransformerFast
 
 ARCH = dict(embed_dims=8, depths=(1, 2, 1, 1), num_heads=(1, 1, 1, 1))
-LAYERS = 7  # the embedding, five blocks, and what lies behind the backbone
+LAYERS = 7  # the embedding, five blocks, and what comes after the backbone
 
 
 class Model(nn.Module):

@@ -109,7 +109,7 @@ def test_single_key_gives_its_value(backend):
 @pytest.mark.parametrize('model', [FocalTransformer, FocalTransformerFast])
 @pytest.mark.parametrize('size', [(1, 1), (4, 4), (33, 7)])
 @pytest.mark.parametrize('content', [0.0, 1.0, 255.0, -1e4])
-def test_flat_pictures_have_finite_maps_and_gradients(model, size, content):
+def test_flat_images_have_finite_maps_and_gradients(model, size, content):
     """Channels of one value, whose variance is 0, on maps of one token and more."""
     torch.manual_seed(0)
     net = model(arch=TINY)
@@ -127,11 +127,11 @@ def test_mixed_precision_follows_float64(model, attention_backend, dtype):
     """Maps are normalised, so that their error is relative to 1; a dozen layers add theirs."""
     torch.manual_seed(0)
     net = model(arch=TINY, attention_backend=attention_backend).eval()
-    picture = torch.randn(2, 3, 50, 61) * 3
+    image = torch.randn(2, 3, 50, 61) * 3
     with torch.autocast('cpu', dtype=dtype):
-        maps = net(picture)
+        maps = net(image)
     with torch.no_grad():
-        expected = net.double()(picture.double())
+        expected = net.double()(image.double())
     for got, want in zip(maps, expected, strict=True):
         assert got.isfinite().all()
         error = (got.double() - want).square().mean().sqrt()

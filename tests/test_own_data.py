@@ -1,4 +1,4 @@
-"""From a folder of pictures to a trained detector, by the commands of docs/own_data.md."""
+"""From a folder of images to a trained detector, by the commands of docs/own_data.md."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs/own_data.md'
-# Behind what new_config writes: a run of seconds.
+# After what new_config writes: a run of seconds.
 SHORT = """
 train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
 val_dataloader.update(num_workers=0, persistent_workers=False)
@@ -56,7 +56,7 @@ def test_commands_of_the_page_train_a_detector(data):
         elif 'check_data' in arguments:
             assert 'no errors' in output
     assert (folder / 'work_dirs/mine/curves.png').is_file()
-    assert len(list((folder / 'pictures').iterdir())) == 3
+    assert len(list((folder / 'images').iterdir())) == 3
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_classes_stand_in_one_place(data, tmp_path, base, heads):
     assert cfg.model.keys() == model.model.keys()
 
 
-def test_few_pictures_get_more_epochs(data, tmp_path):
+def test_few_images_get_more_epochs(data, tmp_path):
     splits = find_splits(data)
     text = config_text(data, splits, 'focal_maskrcnn_ms-1x')
     assert 'max_epochs = 300  # 3 iterations each' in text
@@ -97,7 +97,7 @@ def test_few_pictures_get_more_epochs(data, tmp_path):
 
 
 def rewritten(data, folder, change):
-    """A copy of the annotations with a change; pictures are found in the copy, too."""
+    """A copy of the annotations with a change; images are found in the copy, too."""
     for split in ('train', 'val'):
         (folder / split).mkdir(parents=True)
         content = json.loads((data / f'annotations/instances_{split}.json').read_text())
@@ -109,7 +109,7 @@ def rewritten(data, folder, change):
 
 
 def test_layout_of_other_tools_is_found(data, tmp_path):
-    """Annotations beside the pictures, and a category without objects above the others."""
+    """Annotations beside the images, and a category without objects above the others."""
     folder = rewritten(
         data,
         tmp_path / 'export',

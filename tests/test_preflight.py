@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
+from mmengine.registry import DATASETS
 
-from mmfocal.datasets.preparation import DATASETS
-from mmfocal.engine import MissingDataError, check_data, load_config
+from mmfocal.datasets.checks import MissingDataError, check_data
+from mmfocal.datasets.coco_shapes import ShapesDataset
+from mmfocal.datasets.published import DATASETS as PUBLISHED
+from mmfocal.engine import load_config
 from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +52,7 @@ def test_message_says_what_where_how_and_what_else(monkeypatch, tmp_path, name, 
     text = message(load_config(name))
     for part in parts:
         assert f'  {tmp_path}/{root}/{part}\n' in text
-    for archive in DATASETS[key].archives:
+    for archive in PUBLISHED[key].archives:
         assert (archive.url in text) != archive.optional
     assert f'tools/prepare_dataset.py {key} ' in text
     example = re.search(r'python tools/train\.py (\S+)', text)[1]
@@ -117,6 +121,46 @@ def test_shapes_of_others_are_looked_for():
         assert 'gone/a.json' in message(Config(dict(train_dataloader=dict(dataset=other))))
 
 
+@DATASETS.register_module()
+class RoadCocoDataset(CocoDataset):
+    """Of somebody else, who has a name like ours."""
+
+
+ThirdPartyShapes = type('ShapesDataset', (RoadCocoDataset,), dict(__module__=__name__))
+
+
+def with_type(kind, **settings):
+    loader = dict(dataset=dataset(data_root='gone', **settings) | dict(type=kind))
+    return Config(dict(default_scope='mmdet', train_dataloader=loader))
+
+
+@pytest.mark.parametrize('kind', ['CocoDataset', 'mmdet.CocoDataset', CocoDataset], ids=str)
+def test_the_class_tells_how_to_get_its_data(kind):
+    assert 'To get COCO 2017: ' in message(with_type(kind))
+
+
+@pytest.mark.parametrize('kind', ['RoadCocoDataset', RoadCocoDataset, ThirdPartyShapes], ids=str)
+def test_data_of_third_parties_is_looked_for_without_advice(kind):
+    text = message(with_type(kind))
+    assert 'gone/a.json' in text and 'To get' not in text
+
+
+@pytest.mark.parametrize('kind', [ShapesDataset, 'mmfocal.datasets.coco_shapes.ShapesDataset'])
+def test_drawn_data_is_not_looked_for(kind):
+    check_data(with_type(kind))
+
+
+def test_paths_are_joined_by_the_class():
+    """Also a prefix that it has of its own."""
+
+    class Prefixed(CocoDataset):
+        def __init__(self, **kwargs):
+            super().__init__(**{**kwargs, 'data_prefix': dict(img='own')})
+
+    text = message(with_type(Prefixed))
+    assert 'gone/own' in text and 'gone/images' not in text
+
+
 def test_lists_of_evaluators_follow_their_data(tmp_path):
     cfg = Config(
         dict(
@@ -165,14 +209,11 @@ def test_missing_data_ends_training_before_a_model_is_built(tmp_path):
 
 
 def test_configs_may_use_the_package(tmp_path):
-    """Also while tools import it in part only."""
     (tmp_path / 'mine.py').write_text('import mmfocal\nversion = mmfocal.__version__')
     code = (
-        'from _startup import light_imports\n'
-        'with light_imports():\n'
-        '    from mmfocal.engine import load_config\n'
-        '    cfg = load_config("mine.py")\n'
-        'import mmfocal, mmfocal.engine\n'
+        'from mmfocal.engine import load_config\n'
+        'cfg = load_config("mine.py")\n'
+        'import mmfocal\n'
         'assert cfg.version == mmfocal.__version__\n'
         'from mmengine.registry import MODELS\n'
         'assert MODELS.get("FocalTransformer") is mmfocal.FocalTransformer\n'
@@ -182,7 +223,7 @@ def test_configs_may_use_the_package(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT / 'tools')},
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
     assert result.returncode == 0, result.stderr
 
@@ -192,7 +233,12 @@ def test_package_of_a_transform_is_told_before_label_maps(monkeypatch, tmp_path,
     monkeypatch.chdir(tmp_path)
     make_coco(tmp_path / 'data/coco')
     cfg = load_config('focal-l_htcpp_3x')
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: installed or None)
+    find_spec = importlib.util.find_spec
+
+    def find(name, *args):
+        return (installed or None) if name == 'instaboostfast' else find_spec(name, *args)
+
+    monkeypatch.setattr(importlib.util, 'find_spec', find)
     if installed:
         text = message(cfg)
         assert f'  {tmp_path}/data/coco/stuffthingmaps/train2017\n' in text
@@ -202,7 +248,7 @@ def test_package_of_a_transform_is_told_before_label_maps(monkeypatch, tmp_path,
             check_data(cfg)
 
 
-def test_pictures_below_a_wrapper_are_looked_for(monkeypatch, tmp_path):
+def test_images_below_a_wrapper_are_looked_for(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     text = message(load_config('focal-l_dyhead_2x'), 'train')
     assert 'train_dataloader.dataset.dataset.data_root=FOLDER' in text

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmfocal.cli import prepare_dataset
 from mmfocal.datasets import preparation, prepare_shapes
-from mmfocal.datasets.preparation import DATASETS, check, prepare
+from mmfocal.datasets.preparation import check, prepare
+from mmfocal.datasets.published import DATASETS
 from mmfocal.utils.errors import UserError
 
 COCO = {'train2017': 3, 'val2017': 2}
@@ -34,8 +36,12 @@ def coco(tmp_path):
             write_image(folder / split / name)
         annotations = folder / f'annotations/instances_{split}.json'
         annotations.parent.mkdir(exist_ok=True)
-        objects = [dict(id=1, image_id=0, category_id=1)]
-        annotations.write_text(json.dumps(dict(images=images, annotations=objects)))
+        content = dict(
+            images=images,
+            annotations=[dict(id=1, image_id=0, category_id=1, bbox=[1, 2, 3, 4], area=12)],
+            categories=[dict(id=1, name='person')],
+        )
+        annotations.write_text(json.dumps(content))
     return folder
 
 
@@ -128,7 +134,7 @@ def test_label_maps_of_coco_stuff_go_to_their_folder(downloads, coco, tmp_path):
     assert (root / 'stuffthingmaps/train2017/000000000002.png').is_file()
     assert '3 label maps' in check('coco', root, subset=True)[0]
     (root / 'stuffthingmaps/train2017/000000000002.png').unlink()
-    assert 'lacks the label maps of 000000000002.jpg' in complaints('coco', root)
+    assert '000000000002.png: this label map is missing' in complaints('coco', root)
 
 
 def test_what_is_missing_is_named_with_its_address(downloads, tmp_path):
@@ -203,32 +209,32 @@ def test_wrong_images_are_told(coco):
     path.write_bytes(path.read_bytes()[:-100])
     (coco / 'train2017/000000000002.jpg').unlink()
     text = complaints('coco', coco)
-    assert '000000000000.jpg has (width, height) (5, 5), its annotations say (16, 12)' in text
-    assert f'{path} cannot be read' in text
-    assert 'lacks images of instances_train2017.json: 000000000002.jpg' in text
+    assert '000000000000.jpg: has 5x5 pixels (width x height), its annotations say 16x12' in text
+    assert f'{path}: is cut off' in text
+    assert 'train2017/000000000002.jpg: is missing' in text
     assert 'val2017' not in text
     for image in (coco / 'val2017').iterdir():
         image.unlink()
-    assert f'{coco / "val2017"} holds no images' in complaints('coco', coco)
+    assert 'val2017/000000000001.jpg: is missing' in complaints('coco', coco)
 
 
 def test_only_samples_are_opened_unless_all_are_asked_for(coco):
     path = coco / 'train2017/000000000001.jpg'
     path.write_bytes(b'no image')
     assert '2 opened' in check('coco', coco, samples=2, subset=True)[0]
-    assert 'cannot be read' in complaints('coco', coco, samples=None)
+    assert f'{path}: is no image' in complaints('coco', coco, samples=None)
 
 
 @pytest.mark.parametrize(
     'change, expected',
     [
-        (lambda content: '{', 'not the JSON of COCO'),
-        (lambda content: json.dumps(dict(images=[])), 'not the JSON of COCO'),
-        (lambda content: json.dumps([1]), 'not the JSON of COCO'),
-        (lambda content: content.replace('000000000000.jpg', '../../a.jpg'), 'names files out of'),
+        (lambda content: '{', 'is cut off or damaged'),
+        (lambda content: json.dumps(dict(images=[])), "'annotations', got no such key"),
+        (lambda content: json.dumps([1]), 'expected a JSON object'),
+        (lambda content: content.replace('000000000000.jpg', '../../a.jpg'), 'leads out of'),
         (
             lambda content: content.replace('"image_id": 0', '"image_id": 99'),
-            '1 objects of images',
+            'no image 99 in the file',
         ),
     ],
 )
@@ -237,7 +243,7 @@ def test_wrong_annotations_are_told(coco, change, expected):
     path.write_text(change(path.read_text()))
     assert expected in complaints('coco', coco)
     path.unlink()
-    assert f'{path} is missing' in complaints('coco', coco)
+    assert f'{path}: cannot be read' in complaints('coco', coco)
 
 
 def test_wrong_label_maps_are_told(ade20k):
@@ -251,9 +257,9 @@ def test_wrong_label_maps_are_told(ade20k):
     write_image(folder / 'ADE_1.png', 'RGB')
     write_image(folder / 'ADE_2.png', 'L', size=(16, 13))
     text = complaints('ade20k', ade20k)
-    assert 'ADE_0.png holds label 151; labels are below 151, or 255' in text
-    assert 'ADE_1.png has 3 channels' in text
-    assert 'ADE_2.png has (width, height) (16, 13), not (16, 12)' in text
+    assert 'ADE_0.png: holds 151; labels are from 0 to 150, or 255' in text
+    assert 'ADE_1.png: expected one channel of labels, got 3' in text
+    assert 'ADE_2.png: has 16x13 pixels (width x height), its image 16x12' in text
 
 
 def test_embedded_data_set_is_what_it_says(tmp_path):
@@ -266,14 +272,24 @@ def test_embedded_data_set_is_what_it_says(tmp_path):
         prepare('shapes', root=root)
 
 
-def test_drawing_is_a_few_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capfd):
+def test_drawing_is_silent_where_there_is_no_terminal(tmp_path, monkeypatch, capfd):
     counts = dict(train=60, val=4)
     for module in (preparation, importlib.import_module('mmfocal.datasets.shapes')):
         monkeypatch.setattr(module, 'NUM_IMAGES', counts)
     prepare('shapes', root=tmp_path / 'shapes')
-    output, progress = capfd.readouterr()
-    assert output == '' and '\r' not in progress
-    lines = progress.splitlines()
-    assert len(lines) == 10 and lines[-1].startswith('Drawing: 64 of 64, ')
-    prepare('shapes', root=tmp_path / 'shapes')
-    assert capfd.readouterr() == ('', '')  # it is there already
+    prepare('shapes', root=tmp_path / 'shapes')  # it is there already
+    assert capfd.readouterr() == ('', '')
+    assert len(list((tmp_path / 'shapes/train').iterdir())) == 60
+
+
+def test_the_tool_checks_and_says_what_is_next(coco, tmp_path, monkeypatch, capsys):
+    root = tmp_path / 'coco'
+    arguments = ['coco', str(coco), '--out', str(root), '--all', '--subset']
+    monkeypatch.setattr('sys.argv', ['prepare_dataset', *arguments])
+    prepare_dataset.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith('val2017: 2 images, 1 objects') for line in lines)
+    assert f'  ln -s {root} data/coco' in lines
+    (root / 'val2017/000000000000.jpg').write_bytes(b'')
+    with pytest.raises(UserError, match=r'000000000000\.jpg'):
+        prepare_dataset.main()

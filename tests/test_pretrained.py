@@ -1,4 +1,4 @@
-"""Weights of others: every layout, at every size, and what is said about it."""
+"""Third-party checkpoints: every layout, at every size, and what is said about it."""
 
 import hashlib
 import subprocess
@@ -14,8 +14,8 @@ from torch import nn
 
 from mmfocal import FocalTransformer, FocalTransformerFast
 from mmfocal.geometry import FocalGeometry
-from mmfocal.models.arguments import ARCH_SETTINGS
 from mmfocal.models.focal_transformer import PatchMerging
+from mmfocal.models.settings import ARCH_SETTINGS
 from mmfocal.ops import available_backends, why_not
 from mmfocal.utils.errors import UserError
 from mmfocal.weights import load_pretrained, read_weights, resizing
@@ -39,7 +39,7 @@ def random_state(model):
     }
 
 
-# --- Files of others, from ours by a second set of rules ---------------------------------------
+# --- Third-party files, from ours by a second set of rules ---------------------------------------
 
 
 def authors_names(state):
@@ -553,7 +553,7 @@ def test_same_size_is_the_identity():
 
 def test_window_tables_keep_heads_apart():
     table = torch.randn(169, 3, dtype=torch.float64)
-    got = resizing.resize_window_table(table, 12, 'bilinear')
+    got = resizing.resize_grid(table.T, 23, 'bilinear').T
     assert got.shape == (23**2, 3)
     want = resizing.resize_grid(table[:, 1][None], 23, 'bilinear')[0]
     # Libraries of products sum in another order for three heads than for one.
@@ -622,9 +622,9 @@ def test_missing_ring_begins_as_asked():
     assert (resizing.missing_ring(-10.0, table, like, geometry) == -10).all()
     nearest = resizing.missing_ring('nearest', table, like, geometry)[0, 0]
     places = [place for _, place in geometry.authors_ring]
-    # Query (0, 0) and key (-1, 1): one row behind, one column ahead, index (1 + 2) * 5 + (-1 + 2).
+    # Query (0, 0) and key (-1, 1): one row up, one column right, index (1 + 2) * 5 + (-1 + 2).
     assert nearest[0, places.index((-1, 1))] == 16
-    # Query (2, 1) and key (-1, 1): three rows behind, which the table takes for two.
+    # Query (2, 1) and key (-1, 1): three rows up, which the table takes for two.
     assert nearest[7, places.index((-1, 1))] == 22
 
 

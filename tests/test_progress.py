@@ -1,7 +1,8 @@
-"""Progress: a line at the bottom of a terminal that log lines go above, and nothing elsewhere."""
+"""Progress: a bar at the bottom of a terminal that log lines go above, and nothing elsewhere."""
 
 import fcntl
 import io
+import logging
 import os
 import pty
 import re
@@ -10,18 +11,15 @@ import subprocess
 import sys
 import termios
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mmengine.logging import MMLogger
 
-from mmfocal.engine.live_progress import live_progress
-from mmfocal.utils import progress
-from mmfocal.utils.progress import Line, Pace, Progress, clock, told
+from mmfocal.engine.hooks.progress import live_progress
+from mmfocal.utils.progress import ProgressBar, is_live_terminal, progress_bar
 
-ROOT = Path(__file__).parents[1]
 COLUMNS = 90
 
 
@@ -34,7 +32,7 @@ class Terminal:
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, size)
         self.file = os.fdopen(self.slave, 'w')
         self.written = b''
-        self.reader = threading.Thread(target=self._read)
+        self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
 
     def _read(self):
@@ -52,119 +50,139 @@ class Terminal:
         self.file.close()
         self.reader.join()
         os.close(self.master)
-        lines, shown = [''], []
+        lines, shown, column = [''], [], 0
         for token in re.findall(r'\r\n|\r|\x1b\[[\d;]*\w|[^\r\n\x1b]+', self.written.decode()):
             if token == '\r\n':
                 lines.append('')
-            elif token == '\x1b[2K':
-                lines[-1] = ''
-            elif token[0] not in '\r\x1b':  # carriage returns come with erasing; colours
-                lines[-1] += token
-                shown.append(lines[-1])
-        return lines, shown
+            elif token[0] not in '\r\x1b':  # colours
+                lines[-1] = lines[-1][:column] + token + lines[-1][column + len(token) :]
+                shown.append(lines[-1].rstrip())
+            column = (
+                column + len(token) if token[0] not in '\r\x1b' else column * (token[0] != '\r')
+            )
+        return [line.rstrip() for line in lines], shown
 
 
 @pytest.fixture
 def terminal(monkeypatch):
+    """A terminal that is standard error."""
+    terminal = Terminal()
     monkeypatch.delenv('CI', raising=False)
     monkeypatch.setenv('TERM', 'xterm')
-    return Terminal()
+    streams = SimpleNamespace(stderr=terminal.file)  # pytest sets those of sys for each phase
+    monkeypatch.setattr('mmfocal.utils.progress.sys', streams)
+    monkeypatch.setattr('mmfocal.engine.hooks.progress._log_is_piped', lambda: False)
+    return terminal
 
 
-def test_predictions_are_lines_where_there_is_no_terminal():
-    file = io.StringIO()
-    with Progress(40, file) as counted:
-        for _ in range(40):
-            counted.advance()
-    lines = file.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[0].startswith('Predicting: 4 of 40, ') and lines[0].endswith(' left')
-    assert lines[-1].startswith('Predicting: 40 of 40, ')
-    assert '\x1b' not in file.getvalue() and '\r' not in file.getvalue()
+@pytest.fixture
+def every_step(monkeypatch):
+    """Each step is worth a drawing."""
+    init = ProgressBar.__init__
+    monkeypatch.setattr(
+        ProgressBar, '__init__', lambda self, **kw: init(self, **{**kw, 'mininterval': 0})
+    )
 
 
 @pytest.mark.parametrize('total', [3, None])
-def test_predictions_are_a_line_in_a_terminal(terminal, monkeypatch, total):
-    monkeypatch.setattr(progress, 'SECONDS_BETWEEN_DRAWINGS', 0.0)
-    with Progress(total, terminal.file) as counted:
+def test_bars_disappear_and_start_no_thread(terminal, every_step, total):
+    threads = threading.active_count()
+    with progress_bar('Drawing', total, 'image') as bar:
         for _ in range(3):
-            counted.advance()
+            bar.update()
+        assert threading.active_count() == threads  # forked processes would not have it
     lines, shown = terminal.close()
-    assert lines == [''] and len(shown) == 3  # nothing stays
-    begin = ['[####        ] 1 of 3, ', '[########    ] 2 of 3, ', '[############] 3 of 3, ']
-    for text, bar, number in zip(shown, begin, (1, 2, 3), strict=True):
-        assert text.startswith(f'Predicting {bar}' if total else f'Predicting: {number}, ')
-    assert shown[0].endswith(' left') == bool(total) and not shown[-1].endswith(' left')
+    assert lines == ['']
+    assert any(text.startswith('Drawing: 100%|' if total else 'Drawing: 3image') for text in shown)
+    assert any('3/3 [' in text for text in shown) == bool(total)
+    assert max(map(len, shown)) <= COLUMNS
 
 
-def test_line_is_as_long_as_the_terminal_is_wide(terminal):
-    Line(terminal.file).show('x' * 200)
-    _, shown = terminal.close()
-    assert shown == ['x' * (COLUMNS - 1)]
+@pytest.mark.parametrize('name, value', [('TERM', 'dumb'), ('CI', 'true'), (None, None)])
+def test_there_is_no_bar_where_nobody_looks(terminal, monkeypatch, name, value):
+    assert is_live_terminal()
+    if name is None:
+        streams = SimpleNamespace(stderr=io.StringIO())
+        monkeypatch.setattr('mmfocal.utils.progress.sys', streams)
+    else:
+        monkeypatch.setenv(name, value)
+    assert not is_live_terminal()
+    with progress_bar('Drawing', 3) as bar:
+        bar.update()
+    with live_progress(SimpleNamespace()):  # nothing of the runner is touched
+        pass
+    assert terminal.close() == ([''], [])
 
 
-@pytest.mark.parametrize('name, value', [('TERM', 'dumb'), ('CI', 'true')])
-def test_there_is_no_line_where_nobody_looks(terminal, monkeypatch, name, value):
-    assert Line(terminal.file).is_live and not Line(io.StringIO()).is_live
-    monkeypatch.setenv(name, value)
-    assert not Line(terminal.file).is_live
-    terminal.close()
+@pytest.mark.parametrize('name, value', [('_log_is_piped', True), ('is_main_process', False)])
+def test_other_processes_and_piped_logs_get_no_bar(terminal, monkeypatch, name, value):
+    monkeypatch.setattr(f'mmfocal.engine.hooks.progress.{name}', lambda: value)
+    with live_progress(SimpleNamespace()):
+        pass
+    assert terminal.close() == ([''], [])
 
 
-def test_pace_leaves_out_what_was_between(monkeypatch):
-    now = iter([0.0, 0.5, 1.0, 100.0, 100.5, 101.0])
-    monkeypatch.setattr(progress.time, 'monotonic', lambda: next(now))
-    pace = Pace()
-    pace.begin()
-    assert pace.rate is None
-    pace.step(), pace.step()
-    pace.begin()  # after a validation
-    pace.step(), pace.step()
-    assert pace.rate == pytest.approx(2)
-    assert told('Training', 4, 10, pace.rate) == 'Training: 4 of 10, 2.0 per s, 0:03 left'
-    assert [clock(seconds) for seconds in (5, 65, 3665)] == ['0:05', '1:05', '1:01:05']
-
-
-def test_epochs_and_tests_are_told_and_time_between_them_is_not(terminal, monkeypatch):
-    monkeypatch.setattr(progress, 'SECONDS_BETWEEN_DRAWINGS', 0.0)
-    monkeypatch.setattr('mmfocal.engine.live_progress._log_is_piped', lambda: False)
+def training_runner():
     logger = MMLogger('progress')
-    runner = SimpleNamespace(
-        epoch=2, max_epochs=12, iter=44, max_iters=240, test_dataloader=[0] * 3, logger=logger
-    )
+    runner = SimpleNamespace(epoch=2, max_epochs=12, iter=44, max_iters=240, logger=logger)
+    runner.test_dataloader = [0] * 3
     runner.register_hook = lambda hook: setattr(runner, 'hook', hook)
-    handlers = list(logger.handlers)
-    with pytest.raises(ZeroDivisionError), live_progress(runner, terminal.file):
-        runner.hook.before_train_epoch(runner)
-        runner.hook.after_train_iter(runner, 4, outputs=dict(loss=torch.tensor(1.25)))
-        runner.hook.before_test_epoch(runner)
-        for number in range(2):
+    return runner
+
+
+def test_epochs_and_tests_are_told_and_time_between_them_is_not(terminal, every_step):
+    runner = training_runner()
+    handlers = list(runner.logger.handlers)
+    with pytest.raises(ZeroDivisionError), live_progress(runner):
+        for _ in range(2):
+            runner.hook.after_train_iter(runner, 4, outputs=dict(loss=torch.tensor(1.25)))
+            runner.iter += 1
+        for number in range(3):
             runner.hook.after_test_iter(runner, number)
+        runner.hook.after_train_iter(runner, 6, outputs=dict(loss=torch.tensor(1.5)))
         raise ZeroDivisionError
-    assert logger.handlers == handlers
+    assert runner.logger.handlers == handlers
     lines, shown = terminal.close()
-    assert shown[0].startswith('Epoch 3 of 12 [##          ] 45 of 240, ')
-    assert ', loss 1.25, ' in shown[0]
-    assert [text.split(',')[0] for text in shown[1:]] == [
-        'Testing [####        ] 1 of 3',
-        'Testing [########    ] 2 of 3',
-    ]
+    steps = [text for text in shown if text.startswith('Epoch 3 of 12: ')]
+    assert '45/240 [' in steps[0] and '?it/s' in steps[0]  # nothing is known of its first step
+    assert any(re.search(r'46/240 \[.*\dit/s, loss 1\.25, \d+\.\d GB\]', text) for text in steps)
+    assert re.search(r'47/240 \[.*\?it/s, loss 1\.5, ', steps[-1])
+    tests = [re.search(r'(\d)/3 ', text)[1] for text in shown if text.startswith('Test: ')]
+    assert set(tests) == {'1', '2'}  # the last one removes the bar
     assert lines == ['']  # errors are printed on an empty line
 
 
-def test_other_processes_and_files_get_no_line(terminal, monkeypatch):
-    runner = SimpleNamespace()  # nothing of it is touched
-    with live_progress(runner, io.StringIO()):
-        pass
-    piped = 'mmfocal.engine.live_progress._log_is_piped'
-    monkeypatch.setattr(piped, lambda: True)  # into tee, which writes on the terminal, too
-    with live_progress(runner, terminal.file):
-        pass
-    monkeypatch.setattr(piped, lambda: False)
-    monkeypatch.setattr('mmfocal.engine.live_progress.is_main_process', lambda: False)
-    with live_progress(runner, terminal.file):
-        pass
-    assert terminal.close() == ([''], [])
+class Loss:
+    """Counts how often it is read, which waits for the GPU."""
+
+    reads = 0
+
+    def __float__(self):
+        self.reads += 1
+        return 1.25
+
+
+def test_the_loss_is_read_only_when_it_is_shown(terminal, monkeypatch):
+    runner, loss = training_runner(), Loss()
+    with live_progress(runner):
+        for _ in range(50):
+            runner.hook.after_train_iter(runner, 4, outputs=dict(loss=loss))
+            runner.iter += 1
+            runner.hook.bar.last_print_t += 1000  # no time passes
+    assert loss.reads == 1
+    terminal.close()
+
+
+def test_log_lines_go_above_the_bar_at_the_level_of_the_terminal(terminal, monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', terminal.file)
+    runner = training_runner()
+    runner.logger = MMLogger('progress in a terminal')
+    with live_progress(runner):
+        runner.hook.after_train_iter(runner, 4)
+        runner.logger.info('told')
+        runner.logger.log(logging.DEBUG, 'not told')
+    lines, _ = terminal.close()
+    assert len(lines) == 2 and lines[0].endswith('INFO - told') and lines[1] == ''
 
 
 CONFIG = """
@@ -180,21 +198,20 @@ default_hooks = dict(logger=dict(interval=2), checkpoint=dict(interval=6))
 """
 # Each step is worth a drawing.
 TOOL = """
-import runpy, sys
-sys.path.insert(0, {tools!r})
-sys.argv[:] = ['train.py', 'mine.py', '--no-data-check', '--work-dir', 'run', '--val-loss']
-sys.path.insert(1, {root!r})
-import mmfocal.utils.progress
-mmfocal.utils.progress.SECONDS_BETWEEN_DRAWINGS = 0.0
-runpy.run_path({tools!r} + '/train.py', run_name='__main__')
+import sys
+sys.argv[:] = ['train', 'mine.py', '--no-data-check', '--work-dir', 'run', '--val-loss']
+from mmfocal.cli import run
+from mmfocal.utils.progress import ProgressBar
+init = ProgressBar.__init__
+ProgressBar.__init__ = lambda self, **options: init(self, **dict(options, mininterval=0))
+run('train')
 """
 
 
-def test_training_shows_a_line_below_its_log(terminal, tmp_path):
+def test_training_shows_a_bar_below_its_log(terminal, tmp_path):
     (tmp_path / 'mine.py').write_text(CONFIG)
-    code = TOOL.format(tools=str(ROOT / 'tools'), root=str(ROOT))
     done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', code],
+        [sys.executable, '-W', 'ignore', '-c', TOOL],
         cwd=tmp_path,
         stdout=terminal.file,
         stderr=terminal.file,
@@ -203,22 +220,19 @@ def test_training_shows_a_line_below_its_log(terminal, tmp_path):
     lines, shown = terminal.close()
     text = '\n'.join(lines)
     assert done.returncode == 0, text[-3000:]
-    steps = [line for line in shown if line.startswith('Training [')]
-    assert {int(line.split('] ')[1].split()[0]) for line in steps} == {1, 2, 3, 4, 5, 6}
-    pattern = (
-        r'Training \[#### {8}\] 2 of 6, [\d.]+ per s, \d+:\d\d left, loss \d\.\d+, \d+\.\d GB'
-    )
+    steps = [line for line in shown if line.startswith('Training: ')]
+    assert {int(re.search(r' (\d)/6 \[', line)[1]) for line in steps} == {1, 2, 3, 4, 5, 6}
+    pattern = r'Training: +33%\|.*\| 2/6 \[.*it.*, loss \d\.\d+, \d+\.\d GB\]'
     assert any(re.fullmatch(pattern, line) for line in steps), steps
-    for evaluation in ('Validating', 'Losses'):
-        told_steps = [line for line in shown if line.startswith(f'{evaluation} [')]
-        assert len({line.split(',')[0] for line in told_steps}) == 3  # the last one is erased
-    # Each line of the log stands alone, and nothing of the other is left.
-    assert 'Training [' not in text and 'Validating [' not in text
-    assert 'Losses [' not in text and lines[-1] == ''
+    for evaluation in ('Validation', 'Validation loss'):
+        bars = [line for line in shown if line.startswith(f'{evaluation}: ')]
+        assert len({re.search(r' \d/4 \[', line)[0] for line in bars}) == 3  # the last is erased
+    # Each line of the log stands by itself, and nothing of the bars is left.
+    assert not re.search(r'(Training|Validation|Validation loss): ', text) and lines[-1] == ''
     (log,) = tmp_path.glob('run/*/*.log')
     wanted = [line.partition('INFO - ')[2] for line in log.read_text().splitlines()]
-    wanted = [line for line in wanted if line.startswith('Iter(')]
-    assert len(wanted) == 6  # behind 2 iterations of training or validation each, and metrics
+    wanted = [line.rstrip() for line in wanted if line.startswith('Iter(')]
+    assert len(wanted) == 6  # after 2 iterations of training or validation each, and metrics
     for line in wanted:
         assert any(
             re.fullmatch(rf'\d\d/\d\d \S+ - mmengine - INFO - {re.escape(line)}', each)

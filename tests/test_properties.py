@@ -1,4 +1,4 @@
-"""What holds for every geometry, map and picture: hypothesis looks for one where it does not.
+"""What holds for every geometry, map and image: hypothesis looks for one where it does not.
 
 ``MMFOCAL_EXAMPLES=5000 python -m pytest tests/test_properties.py`` looks longer, see conftest.py.
 """
@@ -163,13 +163,13 @@ def backbones(draw):
 
 @given(backbones(), st.integers(1, 50), st.integers(1, 50), seeds)
 @example(FocalTransformer(arch='tiny'), 1, 1, 0)
-def test_maps_of_any_picture_have_their_strides(model, height, width, seed):
+def test_maps_of_any_image_have_their_strides(model, height, width, seed):
     generator = torch.Generator().manual_seed(seed)
-    pictures = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
+    images = torch.randn(2, 3, height, width, generator=generator, dtype=torch.float64)
     model = model.double().eval()
     with torch.no_grad():
-        maps = model(pictures)
-        alone = model(pictures[1:])
+        maps = model(images)
+        alone = model(images[1:])
     assert len(maps) == len(model.out_indices)
     for stage, together, single in zip(model.out_indices, maps, alone, strict=True):
         stride = model.patch_embed.proj.stride[0] * 2**stage

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmfocal.engine import provenance
+from mmfocal.engine.hooks import provenance
 from mmfocal.version import __version__
 from mmfocal.weights.safe_loading import load_checkpoint_file
 

@@ -477,7 +477,7 @@ def test_detector_learns_with_either_backbone_and_variant(backbone, variant):
         config.neck.in_channels = [16, 32, 64]
     model = MODELS.build(config)
     model.bbox_head.init_weights()
-    # The second picture has no object; neither has a size that is a multiple of 32.
+    # The second image has no object; neither has a size that is a multiple of 32.
     inputs = demo_mm_inputs(2, [(3, 67, 95), (3, 95, 61)], num_items=[3, 0], num_classes=3)
     data = model.data_preprocessor(inputs, training=True)
     losses = model.train()(**data, mode='loss')

@@ -70,7 +70,7 @@ def test_fake_backbone_costs_what_a_real_one_does(with_cp):
     fake = backbone_cost(settings, 96, 128)
     assert fake.weights == real.weights and fake.trained == real.trained
     assert fake.kept == pytest.approx(real.kept, rel=0.01)
-    # Nothing counts that fake tensors alone do, such as being asked for their device.
+    # Nothing counts that only fake tensors do, such as being asked for their device.
     assert len(fake.forward) == len(real.forward) and len(fake.backward) == len(real.backward)
     # Attention's own work space is inside of an operator that fake tensors do not enter.
     assert fake.peak == pytest.approx(real.peak, rel=0.15)
@@ -93,7 +93,7 @@ def test_mixed_precision_and_checkpoints_keep_less():
 
 
 def real_step(config, height, width):
-    """A training step of a whole model that is computed, with seven objects in each picture."""
+    """A training step of a whole model that is computed, with seven objects in each image."""
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, DefaultScope
 

@@ -36,14 +36,14 @@ def test_same_seed_gives_the_same_bytes(root, tmp_path):
     assert content(prepare_shapes(tmp_path / 'again', num_images=FEW)) == content(root)
 
 
-def test_other_seed_and_other_split_give_other_pictures(root, tmp_path):
+def test_other_seed_and_other_split_give_other_images(root, tmp_path):
     other = content(prepare_shapes(tmp_path / 'other', seed=1, num_images=FEW))
     mine = content(root)
     assert all(other[name] != mine[name] for name in mine if name.endswith('.jpg'))
     assert mine['train/000000.jpg'] != mine['val/000000.jpg']
 
 
-def test_picture_does_not_depend_on_what_was_drawn_before():
+def test_image_does_not_depend_on_what_was_drawn_before():
     first = shapes.draw_scene(0, 'val', 3)
     shapes.draw_scene(0, 'val', 4)
     assert np.array_equal(shapes.draw_scene(0, 'val', 3).image, first.image)
@@ -83,7 +83,7 @@ def test_masks_boxes_and_label_maps_agree(root, split):
         assert (drawn == labels).mean() > 0.98
 
 
-def test_pictures_hold_what_makes_detection_hard():
+def test_images_hold_what_makes_detection_hard():
     scenes = many_scenes()
     instances = [instance for scene in scenes for instance in scene.instances]
     counts = np.bincount([instance.label for instance in instances])

@@ -1,8 +1,7 @@
-"""Pictures of attention: the weights are the model's, and stand where their keys are."""
+"""Figures of attention: the weights are the model's, and stand where their keys are."""
 
 import importlib.util
 import re
-import runpy
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,7 +15,7 @@ from matplotlib import pyplot as plt
 from mmengine.config import Config
 from torch import nn
 
-from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal import FocalTransformer, FocalTransformerFast, cli
 from mmfocal.engine import load_config
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.attention import (
@@ -27,7 +26,6 @@ from mmfocal.visualization.attention import (
 )
 from mmfocal.visualization.view import View, find_backbone, load_model, view_image
 
-ROOT = Path(__file__).parents[1]
 if importlib.util.find_spec('torchvision') is None:  # which mmpretrain imports
     sys.path.append(str(Path(__file__).with_name('stand_ins')))
 
@@ -211,11 +209,11 @@ def test_the_largest_mark_is_at_the_key_that_the_bias_prefers(kind):
     # It is in sight, and on the image that lies there.
     panel = collection.axes
     assert panel.get_xlim()[0] < expected[0] and expected[2] < panel.get_xlim()[1]
-    (backdrop,) = panel.get_images()
-    left, right, bottom, top = backdrop.get_extent()
     pixel = np.array([expected[0] + 0.1, expected[1] + 0.1])
-    at = (pixel - (left, top)) / (right - left, bottom - top) * backdrop.get_array().shape[::-1]
-    shown = backdrop.get_array()[int(at[1]), int(at[0])]
+    (backdrop,) = (tile for tile in panel.get_images() if tile.get_alpha() == 1)
+    assert backdrop.get_extent() == [0, 50, 40, 0]
+    assert (pixel >= view.seen[:2]).all() and (pixel < view.seen[2:]).all()
+    shown = backdrop.get_array()[int(pixel[1]), int(pixel[0])]
     grey = cv2.cvtColor(view.image, cv2.COLOR_RGB2GRAY).astype(float)
     grey = (grey - grey.min()) / np.ptp(grey)
     assert shown == pytest.approx(0.6 + 0.4 * grey[int(pixel[1]), int(pixel[0])], abs=1e-5)
@@ -257,7 +255,7 @@ def test_attention_stands_around_a_query_that_a_shift_takes_round_the_border():
     attention = attention_weights(model, inputs, (1, 1), 0, 1)
     left, top, right, bottom = attention.window
     assert left < 0 < right and top < 0 < bottom and attention.wraps
-    # Behind the seam nothing of the own window is seen.
+    # Beyond the seam nothing of the own window is seen.
     own = attention.boxes[attention.kinds == 'window']
     assert own.min() == 0 and len(own) == 4
     assert not attention_weights(model, inputs, (20, 9), 0, 0).wraps
@@ -358,19 +356,19 @@ def test_models_of_all_families_are_drawn(photograph, tmp_path, name, suffix):
         left, top, right, bottom = attention.query
         assert left <= 60 < right and top <= 30 < bottom
     figure = draw_attention(view, attentions)
-    out = tmp_path / f'picture.{suffix}'
+    out = tmp_path / f'figure.{suffix}'
     figure.savefig(out, dpi=150)
     plt.close(figure)
     if suffix == 'svg':
         tags = [element.tag.rpartition('}')[2] for element in ElementTree.parse(out).iter()]
         assert tags.count('image') >= 5 and tags.count('path') > 100
     else:
-        picture = cv2.imread(str(out))
-        assert picture.shape[1] == pytest.approx(8.5 / 2.54 * 150, abs=1)
-        assert (picture != 255).any(axis=2).mean() > 0.25 and picture.std() > 20
+        figure = cv2.imread(str(out))
+        assert figure.shape[1] == pytest.approx(8.5 / 2.54 * 150, abs=1)
+        assert (figure != 255).any(axis=2).mean() > 0.25 and figure.std() > 20
         # Nothing is cut off at the right, and the query is marked in the colour that is its own.
-        assert (picture[:, -2:] == 255).all()
-        assert (np.abs(picture.astype(int) - (0, 0x5E, 0xD5)).max(axis=2) < 16).sum() > 50
+        assert (figure[:, -2:] == 255).all()
+        assert (np.abs(figure.astype(int) - (0, 0x5E, 0xD5)).max(axis=2) < 16).sum() > 50
     if name == 'focal_in1k':
         with pytest.raises(
             UserError, match=r'cropped away .* x from 21\.0 to 79\.8 and y from 4\.2 to'
@@ -378,10 +376,11 @@ def test_models_of_all_families_are_drawn(photograph, tmp_path, name, suffix):
             attention_weights(model, view, (3, 30), 0)
 
 
-def run_tool(monkeypatch, *args):
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    monkeypatch.setattr(sys, 'argv', ['show_attention.py', *map(str, args)])
-    runpy.run_path(str(ROOT / 'tools/show_attention.py'), run_name='__main__')
+def run_tool(monkeypatch, *args, status=0):
+    monkeypatch.setattr(sys, 'argv', ['show_attention', *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        cli.run('show_attention')
+    assert (stop.value.code or 0) == status
 
 
 def test_tool_draws_a_checkpoint_and_its_heads(monkeypatch, capsys, tmp_path, photograph):
@@ -391,11 +390,11 @@ def test_tool_draws_a_checkpoint_and_its_heads(monkeypatch, capsys, tmp_path, ph
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
-    out = tmp_path / 'new/picture.png'
+    out = tmp_path / 'new/figure.png'
     args = ['focal_maskrcnn_shapes', tmp_path / 'model.pth', photograph, '--point', 100, 0]
     run_tool(monkeypatch, *args, '--out', out, '--stages', 2, 3, '--blocks', 1, 2, '--heads')
     written = sorted(path.name for path in out.parent.iterdir())
-    assert written == ['picture-stage2.png', 'picture-stage3.png', 'picture.png']
+    assert written == ['figure-stage2.png', 'figure-stage3.png', 'figure.png']
     assert all(cv2.imread(str(path)).std() > 20 for path in out.parent.iterdir())
     assert capsys.readouterr().out.count('Wrote ') == 3
 
@@ -415,7 +414,7 @@ def test_tool_draws_a_checkpoint_and_its_heads(monkeypatch, capsys, tmp_path, ph
         (['--point', 5, -1], r'The point 5 -1 is outside'),
         (['--point', 5, 5, '--stages', 5], r'no stage 5 .*: the backbone has 4'),
         (['--point', 5, 5, '--blocks', 3], r'Stage 1 has no block 3 .*: it has 1'),
-        (['--point', 5, 5, '--blocks', 0], r'0 is not counted from 1'),
+        (['--point', 5, 5, '--blocks', 0], r"from 1, got '0'"),
         (['--point', 5, 5, '--blocks', 1, 1], r'one for each of 4 stages, got 2'),
         (['--point', 5, 5, '--out', 'a.jpg'], r'--out must end in \.png or \.svg, got a\.jpg'),
         (
@@ -428,17 +427,16 @@ def test_tool_draws_a_checkpoint_and_its_heads(monkeypatch, capsys, tmp_path, ph
     ],
 )
 def test_errors_say_what_was_expected(monkeypatch, capsys, photograph, args, expected):
-    with pytest.raises(SystemExit) as stop:
-        run_tool(monkeypatch, 'focal_maskrcnn_shapes', 'none', photograph, *args)
+    run_tool(monkeypatch, 'focal_maskrcnn_shapes', 'none', photograph, *args, status=2)
     message = capsys.readouterr().err
-    assert stop.value.code == 2 and 'Traceback' not in message
+    assert 'Traceback' not in message
     assert re.search(expected, message)
 
 
 def test_images_and_models_that_do_not_serve_are_named(tmp_path):
     cfg = load_config('focal_maskrcnn_shapes')
     broken = tmp_path / 'broken.jpg'
-    broken.write_bytes(b'no picture')
+    broken.write_bytes(b'no image')
     with pytest.raises(UserError, match=r'broken\.jpg'):
         view_image(cfg, nn.Module(), broken)
     with pytest.raises(UserError, match='Linear has no backbone of type FocalTransformer'):

@@ -1,9 +1,8 @@
-"""The tools as users start them, on a few drawn pictures, for both families."""
+"""The tools as users start them, on a few drawn images, for both families."""
 
 import importlib.util
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mmfocal import cli
+from mmfocal.cli import demo
 from mmfocal.engine import load_checkpoint_file, load_config, settings
+from mmfocal.engine.config import find_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,10 +100,9 @@ def run_tool(tool, *args, cwd, status=0):
 
 def fails(monkeypatch, capsys, tool, *args):
     """Runs a tool that ends before training, in this process; returns what the user reads."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(ROOT / 'tools' / tool), run_name='__main__')
+        cli.run(Path(tool).stem)
     assert stop.value.code == 2
     message = capsys.readouterr().err
     assert 'Traceback' not in message
@@ -134,7 +135,7 @@ def test_training_writes_checkpoint_metrics_and_seed(detector):
     assert {'loss', 'coco/bbox_mAP', 'coco/segm_mAP'} <= {key for row in scalars for key in row}
 
 
-def test_training_goes_on_where_it_stopped(detector):
+def test_training_resumes_where_it_stopped(detector):
     config, work_dir = detector
     output = run_tool(
         'train.py',
@@ -152,9 +153,9 @@ def test_training_goes_on_where_it_stopped(detector):
     assert f'randomness = dict(seed={seeds.pop()})' in (work_dir / 'detector.py').read_text()
 
 
-def test_testing_writes_metrics_predictions_and_pictures(detector):
+def test_testing_writes_metrics_predictions_and_images(detector):
     config, work_dir = detector
-    out, pictures = work_dir / 'results.json', work_dir / 'pictures'
+    out, images = work_dir / 'results.json', work_dir / 'images'
     run_tool(
         'test.py',
         config,
@@ -162,7 +163,7 @@ def test_testing_writes_metrics_predictions_and_pictures(detector):
         '--out',
         out,
         '--show-dir',
-        pictures,
+        images,
         '--cfg-options',
         'model.test_cfg.rcnn.score_thr=0.0',
         cwd=work_dir.parent,
@@ -171,7 +172,7 @@ def test_testing_writes_metrics_predictions_and_pictures(detector):
     assert 0 <= results['metrics']['coco/bbox_mAP'] <= 1
     boxes = json.loads(out.with_suffix('.bbox.json').read_text())
     assert boxes and {'image_id', 'bbox', 'score', 'category_id'} <= set(boxes[0])
-    assert len(list(pictures.glob('*'))) == 4
+    assert len(list(images.glob('*'))) == 4
 
 
 def test_analysis_runs_the_model_and_shows_its_curves(detector):
@@ -194,12 +195,12 @@ def test_segmenter_trains_and_tests(folder, detector):
     out = folder / 'seg.json'
     checkpoint = folder / 'seg/iter_2.pth'
     output = run_tool(
-        *('test.py', config, checkpoint, '--tta', '--out', out, '--show-dir', 'pictures'),
+        *('test.py', config, checkpoint, '--tta', '--out', out, '--show-dir', 'images'),
         cwd=folder,
     )
     assert 'SegTTAModel' in output
     assert 0 <= json.loads(out.read_text())['metrics']['mIoU'] <= 100
-    assert len(list(folder.glob('pictures/**/*.png'))) == 4
+    assert len(list(folder.glob('images/**/*.png'))) == 4
 
 
 TTA = """
@@ -359,19 +360,17 @@ def test_amp_without_gpu_is_told(monkeypatch, capsys, tmp_path):
         ),
     ],
 )
-def test_demo_tells_progress_and_metrics(monkeypatch, capsys, task, line, told):
-    monkeypatch.syspath_prepend(ROOT / 'tools')
-    demo = runpy.run_path(str(ROOT / 'tools/demo.py'))
-    assert (ROOT / demo['DEMOS'][task].config).is_file()
-    progress = demo['Progress'](demo['DEMOS'][task])
-    for done in (10, 20, 50):
-        progress(f'Iter(train) [ {done}/100]  lr: 1e-3  eta: 0:01:00  time: 0.1  loss: 1.5000\n')
-    progress('Iter(val) [10/25]    eta: 0:00:01  time: 0.1\n')
-    progress(line + '\n')
-    lines = capsys.readouterr().out.splitlines()
+def test_demo_tells_progress_and_metrics(capsys, task, line, told):
+    assert find_config(demo.DEMOS[task].config).is_file()
+    with demo.Progress(demo.DEMOS[task]) as progress:
+        for done in (10, 20, 50):
+            progress.read(f'Iter(train) [ {done}/100]  eta: 0:01:00  time: 0.1  loss: 1.5000\n')
+        progress.read('Iter(val) [10/25]    eta: 0:00:01  time: 0.1\n')
+        progress.read(line + '\n')
+    lines = [text.strip() for text in capsys.readouterr().out.splitlines()]
     expected = [f'{done}/100  loss 1.5000  time left 0:01:00' for done in (10, 20, 50)]
-    assert [text.split('] ')[1] for text in lines[:-1]] == expected
-    assert lines[-1].strip() == f'held-out pictures: {told}'
+    assert lines[:-1] == expected
+    assert lines[-1].endswith(told)
 
 
 # --- What is watched ------------------------------------------------------------------------
@@ -393,8 +392,8 @@ def test_switches_of_a_run(detector, folder):
     (best,) = work_dir.glob('best_coco_bbox_mAP_iter_*.pth')
     assert 'ema_state_dict' in load_checkpoint_file(best)
     assert not (work_dir / 'iter_8.pth').exists()
-    with Image.open(work_dir / 'curves.png') as picture:
-        assert np.asarray(picture.convert('L')).std() > 5  # not blank
+    with Image.open(work_dir / 'curves.png') as image:
+        assert np.asarray(image.convert('L')).std() > 5  # not blank
     assert not list(work_dir.glob('*/vis_data/events*'))
 
 

@@ -12,14 +12,14 @@ from mmengine.hooks import EMAHook
 from mmengine.registry import TRANSFORMS, init_default_scope
 
 from mmfocal.datasets import prepare_shapes
-from mmfocal.engine import install_safe_loading, load_config, settings, validation_loss
+from mmfocal.engine import install_safe_loading, load_config, settings
 from mmfocal.engine.curves import draw_curves
-from mmfocal.engine.data_loader import stop_workers
-from mmfocal.engine.validation_loss import ValidationLossHook, loss_dataloader
+from mmfocal.engine.hooks import validation_loss
+from mmfocal.engine.hooks.validation_loss import ValidationLossHook, loss_dataloader
 from mmfocal.utils.errors import UserError
 
 NUM_IMAGES = dict(train=6, val=5)
-SIDE = 96  # pixels of validation; the pictures have 128
+SIDE = 96  # pixels of validation; the images have 128
 RESIZE = dict(type='Resize', scale=(SIDE, SIDE), keep_ratio=True)
 
 
@@ -27,7 +27,7 @@ RESIZE = dict(type='Resize', scale=(SIDE, SIDE), keep_ratio=True)
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp('validation_loss') / 'shapes'
     root = prepare_shapes(folder, num_images=NUM_IMAGES)
-    # One picture without any object.
+    # One image without any object.
     path = root / 'annotations/instances_val.json'
     content = json.loads(path.read_text())
     empty = content['images'][3]['id']
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 
 
 def shapes_config(data, work_dir, name, **options):
-    """A config of the embedded data set on a few pictures, which are made smaller."""
+    """A config of the embedded data set on a few images, which are made smaller."""
     cfg = load_config(name, options)
     for split in ('train', 'val', 'test'):
         loader = cfg[f'{split}_dataloader']
@@ -81,9 +81,9 @@ def samples(dataset, steps):
 
 
 def by_hand(model, dataset, steps):
-    """Mean over the pictures, in batches of two, of a model that predicts."""
+    """Mean over the images, in batches of two, of a model that predicts."""
     model.eval()
-    pads = steps[-1]['type'] == 'PackDetInputs'  # masks; mmseg's pictures keep their size
+    pads = steps[-1]['type'] == 'PackDetInputs'  # masks; mmseg's images keep their size
     sums, found = {}, list(samples(dataset, steps))
     for start in range(0, len(found), 2):
         batch = found[start : start + 2]
@@ -140,7 +140,7 @@ def test_losses_are_those_of_the_same_samples_by_hand(data, tmp_path, name, step
         assert got[key] == pytest.approx(value, rel=1e-5), key
 
 
-def test_truth_is_resized_with_the_picture(data, tmp_path):
+def test_truth_is_resized_with_the_image(data, tmp_path):
     """Where pipelines of validation leave it as it was."""
     cfg = shapes_config(data, tmp_path, DETECTOR)
     runner, hook = built(cfg)
@@ -170,13 +170,13 @@ def test_equal_weights_give_equal_losses_and_random_numbers_go_on(data, tmp_path
     assert all(np.isfinite(value) for value in first.values()) and first['loss'] > 0
 
 
-def test_pictures_of_other_processes_count(data, tmp_path, monkeypatch):
+def test_images_of_other_processes_count(data, tmp_path, monkeypatch):
     runner, hook = built(shapes_config(data, tmp_path, SEGMENTER))
-    alone = hook.mean_losses(runner)
-    # Another process with three pictures whose losses are all 1.
+    single = hook.mean_losses(runner)
+    # Another process with three images whose losses are all 1.
     monkeypatch.setattr(validation_loss, 'all_reduce', lambda totals: totals.add_(3.0))
     together = hook.mean_losses(runner)
-    for key, value in alone.items():
+    for key, value in single.items():
         assert together[key] == pytest.approx((5 * value + 3) / 8)
 
 
@@ -204,10 +204,7 @@ def test_losses_fall_are_logged_and_drawn(data, tmp_path, monkeypatch):
     settings.set_logs(cfg, [])
     install_safe_loading()
     runner = settings.build_runner(cfg)
-    try:
-        runner.train()
-    finally:
-        stop_workers()
+    runner.train()
     (log,) = tmp_path.glob('*/vis_data/scalars.json')
     rows = [row for row in map(json.loads, log.read_text().splitlines()) if 'mIoU' in row]
     for row, losses in zip(rows, computed, strict=True):
@@ -239,10 +236,7 @@ def test_averaged_weights_are_those_that_count(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ValidationLossHook, 'mean_losses', mean_losses)
     runner = settings.build_runner(cfg)
-    try:
-        runner.train()
-    finally:
-        stop_workers()
+    runner.train()
     (average,) = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
     assert torch.equal(seen[0], average.backbone.patch_embed.proj.weight)
     assert not torch.equal(seen[0], runner.model.backbone.patch_embed.proj.weight)
@@ -283,7 +277,7 @@ def test_configs_without_what_losses_need_are_told(name, change, message):
         'focal_in1k',
     ],
 )
-def test_pictures_come_as_in_validation_with_the_truth_of_training(name):
+def test_images_come_as_in_validation_with_the_truth_of_training(name):
     cfg = load_config(name)
     steps = loss_dataloader(cfg)['dataset']['pipeline']
     kinds = [step['type'] for step in steps]

@@ -1,24 +1,37 @@
-"""Pictures: they hold what they are to show."""
+"""Figures and drawn predictions: they hold what they are to show."""
 
+import importlib.util
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
 import pytest
+import torch
+from mmengine.structures import InstanceData
+from pycocotools.coco import COCO
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
 from mmfocal.datasets import prepare_shapes
-from mmfocal.engine.curves import draw_comparison, draw_curves, read_scalars
+from mmfocal.engine.curves import draw_curves, read_scalars
 from mmfocal.geometry import FocalGeometry
-from mmfocal.visualization.detections import draw_detections
 from mmfocal.visualization.keys import LEVEL_COLOURS, RING_COLOUR, WINDOW_COLOUR, draw_keys
-from mmfocal.visualization.segmentations import draw_segmentations
+from mmfocal.visualization.predictions import (
+    draw_classes,
+    draw_coco,
+    draw_detections,
+    draw_instances,
+    draw_label_map,
+    draw_segmentations,
+    palette_of,
+)
+from tools.dev.comparison import draw_comparison
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +101,13 @@ def test_curves_hold_the_logged_numbers(work_dir):
     assert pixels(figure).std() > 5
 
 
+def test_a_run_too_short_for_a_logged_loss_has_empty_curves(tmp_path):
+    write_log(tmp_path, '20260101_000000', [{'step': 2, 'coco/bbox_mAP': 0.25}])
+    panels = {axes.get_ylabel(): axes for axes in draw_curves(tmp_path).axes}
+    assert panels['loss'].get_legend() is None
+    assert not panels['metric on the held-out split'].lines  # of an unknown iteration
+
+
 def test_folder_without_a_log_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='holds no log of a run'):
         draw_curves(tmp_path)
@@ -103,14 +123,19 @@ def test_detections_stand_beside_the_ground_truth(tmp_path):
     ]
     results = tmp_path / 'results.json'
     results.write_text(json.dumps(found))
-    figure = draw_detections(annotations, data / 'val', results, columns=2)
+    figure = draw_detections(annotations, data / 'val', results)
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ['ground truth', 'detected'] * 2
-    labels = [[text.get_text() for text in axes.texts] for axes in figure.axes]
-    assert len(labels[0]) + len(labels[2]) == len(truth)
-    shown = labels[1] + labels[3]
-    assert len(shown) == sum(entry['score'] == 0.9 for entry in found)
-    assert all(text.endswith(' 0.90') for text in shown)
+    assert titles == ['ground truth', 'predicted'] * 2 + [''] * 2
+    with redirect_stdout(None):
+        coco = COCO(str(annotations))
+    for number, info in enumerate(coco.dataset['images']):
+        image = cv2.imread(str(data / 'val' / info['file_name']))
+        left, right = (axes.get_images()[0] for axes in figure.axes[2 * number : 2 * number + 2])
+        expected = [each for each in truth if each['image_id'] == info['id']]
+        shown = [each for each in found if each['image_id'] == info['id'] and each['score'] == 0.9]
+        for panel, objects in ((left, expected), (right, shown)):
+            drawn = draw_coco(image, objects, coco, palette_of(6))
+            np.testing.assert_array_equal(panel.get_array(), drawn[..., ::-1])
     assert pixels(figure).std() > 5
 
 
@@ -143,15 +168,15 @@ def test_cells_of_shifted_windows_stand_where_they_pool():
 
 @pytest.mark.parametrize('windows', [[(1, 1)], [(1, 1), (0, 0)]])
 @pytest.mark.parametrize('levels', [1, 2, 4])
-def test_legend_is_within_the_picture_and_below_the_panels(windows, levels):
+def test_legend_is_within_the_figure_and_below_the_panels(windows, levels):
     figure = draw_keys(FocalGeometry(focal_level=levels, focal_window=3), (21, 28), windows)
     figure.canvas.draw()
     (legend,) = figure.legends
     assert len(legend.get_texts()) == 1 + levels
-    extent, picture = legend.get_window_extent(), figure.bbox
-    assert picture.x0 <= extent.x0 and extent.x1 <= picture.x1 and picture.y0 <= extent.y0
+    extent, page = legend.get_window_extent(), figure.bbox
+    assert page.x0 <= extent.x0 and extent.x1 <= page.x1 and page.y0 <= extent.y0
     for text in legend.get_texts():
-        assert text.get_window_extent().x1 <= picture.x1
+        assert text.get_window_extent().x1 <= page.x1
     assert all(axes.get_window_extent().y0 > extent.y1 for axes in figure.axes)
     plt.close(figure)
 
@@ -162,7 +187,7 @@ def test_window_outside_the_map_is_named():
 
 
 @pytest.mark.parametrize('suffix', ['png', 'svg'])
-def test_tool_writes_the_picture(tmp_path, suffix):
+def test_tool_writes_the_figure(tmp_path, suffix):
     out = tmp_path / f'keys.{suffix}'
     command = [sys.executable, ROOT / 'tools/show_keys.py', out, '--map', '14', '21']
     command += ['--window', '1', '1']
@@ -171,7 +196,7 @@ def test_tool_writes_the_picture(tmp_path, suffix):
     assert out.stat().st_size > 5000
 
 
-def test_label_maps_are_painted_over_their_pictures(tmp_path):
+def test_label_maps_stand_beside_the_ground_truth(tmp_path):
     for folder in ('images', 'truth', 'predicted'):
         (tmp_path / folder).mkdir()
     image = np.full((8, 10, 3), 100, np.uint8)
@@ -182,15 +207,118 @@ def test_label_maps_are_painted_over_their_pictures(tmp_path):
     cv2.imwrite(str(tmp_path / 'predicted/a.png'), predicted)
     folders = [tmp_path / name for name in ('images', 'truth', 'predicted')]
     palette = [(0, 0, 0), (200, 0, 0), (0, 0, 200)]
-    figure = draw_segmentations(*folders, ('ground', 'red', 'blue'), palette, columns=1)
-    left, right = (axes.get_images()[0].get_array() for axes in figure.axes)
-    red = 0.35 * 100 / 255 + 0.65 * np.array(palette[1]) / 255
-    np.testing.assert_allclose(left[3, 6], red, atol=1e-6)
-    np.testing.assert_allclose(left[3, 4], 100 / 255, atol=1e-6)
-    np.testing.assert_allclose(left[0, 9], 100 / 255, atol=1e-6)  # not labelled
-    np.testing.assert_allclose(right[3, 6], 100 / 255, atol=1e-6)
-    assert right[3, 8, 2] > right[3, 8, 0]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['red', 'blue']
+    figure = draw_segmentations(*folders, ('ground', 'red', 'blue'), palette)
+    assert [axes.get_title() for axes in figure.axes][:3] == ['ground truth', 'predicted', '']
+    left, right = (axes.get_images()[0].get_array() for axes in figure.axes[:2])
+    assert left.shape == (8 * 48, 10 * 48, 3)
+    assert left[10, 250].tolist() == [150, 50, 50] and left[10, 10].tolist() == [50] * 3
+    assert left[10, 470].tolist() == [100] * 3  # not labelled
+    assert right[10, 250].tolist() == [50] * 3 and right[10, 470].tolist() == [50, 50, 150]
     plt.close(figure)
-    with pytest.raises(FileNotFoundError, match=r'no picture .*images/b'):
-        draw_segmentations(*folders, ('ground', 'red', 'blue'), palette, names=['b'])
+    cv2.imwrite(str(tmp_path / 'predicted/b.png'), predicted)
+    with pytest.raises(FileNotFoundError, match='images/b'):
+        draw_segmentations(*folders, ('ground', 'red', 'blue'), palette)
+
+
+def rectangle(score=None, mask=True, label=0):
+    """An instance in the middle of 120x100 pixels."""
+    instances = InstanceData(
+        bboxes=torch.tensor([[30.0, 40, 90, 80]]), labels=torch.tensor([label])
+    )
+    if score is not None:
+        instances.scores = torch.tensor([score])
+    if mask:
+        instances.masks = torch.zeros(1, 100, 120, dtype=torch.bool)
+        instances.masks[0, 40:80, 30:90] = True
+    return instances
+
+
+@pytest.mark.parametrize('score', [0.9, None])
+def test_masks_are_coloured_and_what_is_outside_stays(score):
+    image = np.full((100, 120, 3), 100, np.uint8)
+    drawn = draw_instances(image, rectangle(score), ['star'], [(255, 0, 0)], labels=False)
+    assert (image == 100).all() and drawn.shape == image.shape and drawn.dtype == np.uint8
+    np.testing.assert_allclose(drawn[60, 60], (50, 50, 177), atol=2)
+    assert (drawn[:30] == 100).all() and (drawn[:, 100:] == 100).all()
+    again = draw_instances(image, rectangle(score), ['star'], [(255, 0, 0)], labels=False)
+    np.testing.assert_array_equal(drawn, again)  # colours that change would flicker in videos
+
+
+def test_boxes_have_names_scores_and_the_colour_of_their_class():
+    image = np.full((100, 120, 3), 100, np.uint8)
+    args = ['circle', 'star'], [(0, 0, 255), (255, 0, 0)]
+    texts = [
+        draw_instances(image, rectangle(score, mask=False, label=label), *args)
+        for label, score in ((1, 0.9), (1, 0.8), (1, None), (0, 0.9), (7, 0.9))
+    ]
+    plain = draw_instances(image, rectangle(0.9, mask=False, label=1), *args, labels=False)
+    for i, drawn in enumerate(texts):
+        assert all((drawn != other).any() for other in [plain, *texts[:i]])
+    left = plain[60, 30].astype(int)
+    assert left[2] > 200 and left[:2].max() < 60  # BGR
+    assert texts[3][60, 30, 0] > 200 and np.ptp(texts[4][60, 30].astype(int)) < 10  # grey
+
+
+def test_swapped_corners_are_the_same_box_and_dollars_no_formula():
+    image = np.full((100, 120, 3), 100, np.uint8)
+    args = ['a$b_{$c', 'b'], [(255, 0, 0)]
+    swapped = rectangle(0.9)
+    swapped.bboxes = torch.tensor([[90.0, 80, 30, 40]])
+    drawn = draw_instances(image, rectangle(0.9), *args)
+    np.testing.assert_array_equal(draw_instances(image, swapped, *args), drawn)
+    named = draw_label_map(image, np.zeros((100, 120), np.uint8), *args)
+    plain = draw_label_map(image, np.zeros((100, 120), np.uint8), *args, labels=False)
+    assert (named != plain).any()
+
+
+def test_nothing_found_leaves_the_image_and_the_best_is_on_top():
+    image = np.full((100, 120, 3), 100, np.uint8)
+    palette = [(255, 0, 0), (0, 0, 255)]
+    nothing = draw_instances(image, rectangle(0.9)[:0], ['a', 'b'], palette)
+    np.testing.assert_array_equal(nothing, image)
+    for scores, expected in (((0.9, 0.5), 2), ((0.5, 0.9), 0)):
+        pair = [rectangle(score, label=i) for i, score in enumerate(scores)]
+        drawn = draw_instances(image, InstanceData.cat(pair), ['a', 'b'], palette, labels=False)
+        assert drawn[60, 30].argmax() == drawn[60, 60].argmax() == expected
+
+
+@pytest.mark.parametrize('size', [(1, 1), (9, 4000), (1200, 1600)])
+def test_images_of_all_sizes_keep_theirs(size):
+    image = np.full((*size, 3), 100, np.uint8)
+    instances = rectangle(0.9, mask=False)
+    assert draw_instances(image, instances, ['star'], [(255, 0, 0)]).shape == image.shape
+    labels = np.zeros(size, np.uint8)
+    assert draw_label_map(image, labels, ['grass'], [(0, 255, 0)]).shape == image.shape
+
+
+@pytest.mark.parametrize('names', [('grass', 'roof'), ('Gebüsch', 'крыша')])
+def test_label_maps_are_named_and_what_has_no_class_stays(names):
+    image = np.full((60, 60, 3), 100, np.uint8)
+    labels = np.zeros((60, 60), np.uint8)
+    labels[:, 30:] = 1
+    labels[:10] = 255
+    palette = [(0, 255, 0), (255, 0, 0)]
+    plain = draw_label_map(image, labels, names, palette, labels=False)
+    assert (plain[:10] == 100).all()
+    assert plain[30, 10].argmax() == 1 and plain[30, 50].argmax() == 2
+    named = draw_label_map(image, labels, names, palette)
+    assert (named[10:, :30] != plain[10:, :30]).any() and (
+        named[10:, 40:] != plain[10:, 40:]
+    ).any()
+    other = draw_label_map(image, labels, ['?' * len(name) for name in names], palette)
+    assert (named != other).any()
+
+
+def test_classes_stand_in_the_corner(monkeypatch):
+    if importlib.util.find_spec('torchvision') is None:
+        monkeypatch.syspath_prepend(ROOT / 'tests/stand_ins')
+    image = np.full((100, 200, 3), 100, np.uint8)
+    drawn = draw_classes(image, [3, 0], [0.9, 0.1], ['circle', 'star'])
+    assert drawn.shape == image.shape and (drawn[:30, :60] != 100).any()
+    assert (drawn[60:] == 100).all()
+    assert (drawn != draw_classes(image, [0, 3], [0.9, 0.1], ['circle', 'star'])).any()
+
+
+def test_classes_without_colours_get_different_ones():
+    assert len(set(palette_of(40, 'random'))) == 40
+    assert palette_of(2, [[1, 2, 3], [4, 5, 6]]) == [(1, 2, 3), (4, 5, 6)]

@@ -17,6 +17,6 @@ fi
   "$here/train.py" "$config" --launcher pytorch "${@:3}" && exit
 status=$?
 # What torchrun has said above names the process that was the first to end.
-echo "mmfocal: the job ended early (status $status). If checkpoints were written, it goes on" \
+echo "mmfocal: the job ended early (status $status). If checkpoints were written, resume" \
   "from the newest with: $0 ${*@Q} --resume" >&2
 exit "$status"

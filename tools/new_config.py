@@ -1,49 +1,6 @@
-"""Writes a config for your own data: a folder with pictures and annotations in COCO's form."""
+"""``mmfocal new_config``, for launchers that take a file."""
 
-import argparse
-from pathlib import Path
-
-from _startup import check_installation, light_imports
-
-check_installation()
-with light_imports():
-    from mmfocal.engine.own_data import config_text, find_splits
-    from mmfocal.utils.errors import UserError, user_errors_without_trace
-    from mmfocal.utils.files import written_atomically
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('data', type=Path, help='folder with pictures and annotations')
-    parser.add_argument(
-        '--base',
-        default='focal_maskrcnn_3x',
-        help='config to begin with, path or name (default: focal_maskrcnn_3x)',
-    )
-    parser.add_argument(
-        '--out', type=Path, default=Path('mine.py'), help='config to write (default: mine.py)'
-    )
-    parser.add_argument('--train-json', type=Path, help='annotations, if names do not tell')
-    parser.add_argument('--val-json', type=Path, help='likewise')
-    parser.add_argument('--force', action='store_true', help='overwrite the config')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    if args.out.exists() and not args.force:
-        raise UserError(f'{args.out} is there already; --force overwrites it.')
-    given = {split: getattr(args, f'{split}_json') for split in ('train', 'val')}
-    splits = find_splits(args.data, {split: path for split, path in given.items() if path})
-    text = config_text(args.data, splits, args.base)
-    with written_atomically(args.out) as file:
-        file.write(text.encode())
-    for split, data in splits.items():
-        print(f'{split}: {data.num_images:,} pictures in {data.images}, {data.annotations}')
-    print(f'{len(splits["train"].classes)} classes: {", ".join(splits["train"].classes)}')
-    print(f'Wrote {args.out}. Next: mmfocal check_data {args.out}')
-
+from mmfocal.cli import run
 
 if __name__ == '__main__':
-    with user_errors_without_trace():
-        main()
+    run('new_config')

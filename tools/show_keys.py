@@ -1,66 +1,6 @@
-"""Draws which tokens and pooled cells windows of focal attention attend to."""
+"""``mmfocal show_keys``, for launchers that take a file."""
 
-import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import matplotlib
-
-matplotlib.use('Agg')
-
-from mmfocal.geometry import FocalGeometry
-from mmfocal.geometry.focal import BORDERS
-from mmfocal.visualization.keys import draw_keys
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument('out', type=Path, help='picture to write, .png or .svg')
-    parser.add_argument(
-        '--map', type=int, nargs=2, default=(49, 63), metavar=('H', 'W'), help='size in tokens'
-    )
-    parser.add_argument(
-        '--window',
-        type=int,
-        nargs=2,
-        action='append',
-        metavar=('ROW', 'COL'),
-        help='a window to draw, counted in windows; may be given again (default: 3 4 and 0 0)',
-    )
-    parser.add_argument('--window-size', type=int, default=7, help='tokens')
-    parser.add_argument('--expand-size', type=int, default=3, help='tokens')
-    parser.add_argument('--shift-size', type=int, default=0, help='tokens')
-    parser.add_argument('--focal-level', type=int, default=2)
-    parser.add_argument('--focal-window', type=int, default=5, help='cells')
-    parser.add_argument('--border', choices=BORDERS, default='wrap')
-    return parser.parse_args()
-
-
-def main() -> int:
-    args = parse_args()
-    try:
-        geometry = FocalGeometry(
-            args.window_size,
-            args.expand_size,
-            args.shift_size,
-            args.focal_level,
-            args.focal_window,
-            args.border,
-        )
-        windows = args.window or [(3, 4), (0, 0)]
-        figure = draw_keys(geometry, tuple(args.map), [tuple(window) for window in windows])
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=160)
-    print(f'Wrote {args.out}')
-    return 0
-
+from mmfocal.cli import run
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run('show_keys')

@@ -1,5 +1,5 @@
 # A recipe: no weights of Focal-L were released. It begins with Swin-L, as the authors' did.
-# Twelve epochs of each picture twice.
+# Twelve epochs of each image twice.
 _base_ = [
     '_base_/dyhead_focal-l.py',
     '_base_/coco_detection_ms_2000.py',

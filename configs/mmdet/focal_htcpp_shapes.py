@@ -1,58 +1,38 @@
 # A narrow HTC++ on the embedded data set, label maps included.
-_base_ = [
-    '_base_/htcpp_focal.py',
-    '../_base_/shapes_backbone.py',
-    '_base_/shapes_instance.py',
-    '_base_/runtime_shapes.py',
-]
-
-num_classes = 6
-width = 48  # channels of neck and heads
-regions = dict(
-    type='SingleRoIExtractor',
-    roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=1),
-    out_channels=width,
-)
+_base_ = ['_base_/htcpp_focal.py', '_base_/maskrcnn_shapes.py']
 
 model = dict(
     backbone={{_base_.shapes_backbone}},
-    neck=dict(
-        in_channels={{_base_.shapes_backbone_channels}},
-        out_channels=width,
-        num_outs=4,
-        norm_cfg=dict(type='BN'),
-    ),
-    rpn_head=dict(
-        in_channels=width,
-        feat_channels=width,
-        anchor_generator=dict(scales=[3, 4.5], ratios=[1.0], strides=[4, 8, 16, 32]),
-    ),
+    neck={{_base_.shapes.neck}},
+    rpn_head={{_base_.shapes.rpn_head}},
     roi_head=dict(
-        # Regions below 40 pixels are taken from the finest map.
-        bbox_roi_extractor=dict(
-            out_channels=width, finest_scale=20, roi_layer=dict(sampling_ratio=1)
+        bbox_roi_extractor={{_base_.shapes.roi_extractor}},
+        semantic_roi_extractor=dict(
+            type='SingleRoIExtractor',
+            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=1),
+            out_channels={{_base_.width}},
+            featmap_strides=[4],
         ),
-        semantic_roi_extractor=dict(**regions, featmap_strides=[4]),
         semantic_head=dict(
             num_ins=4,
             fusion_level=0,
             seg_scale_factor=1 / 4,
             num_convs=2,
-            in_channels=width,
-            conv_out_channels=width,
-            num_classes=num_classes + 1,  # 0 is the background
+            in_channels={{_base_.width}},
+            conv_out_channels={{_base_.width}},
+            num_classes=7,  # 0 is the background
         ),
         bbox_head=[
             dict(
                 type='ConvFCBBoxHead',
                 num_shared_convs=2,
                 num_shared_fcs=1,
-                in_channels=width,
-                conv_out_channels=width,
+                in_channels={{_base_.width}},
+                conv_out_channels={{_base_.width}},
                 fc_out_channels=256,
                 roi_feat_size=7,
-                num_classes=num_classes,
-                norm_cfg=dict(type='BN'),
+                num_classes={{_base_.num_classes}},
+                norm_cfg={{_base_.norm_cfg}},
                 bbox_coder=dict(type='DeltaXYWHBBoxCoder', target_stds=stds),
                 reg_class_agnostic=True,
                 loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
@@ -64,40 +44,28 @@ model = dict(
                 [0.033, 0.033, 0.067, 0.067],
             )
         ],
-        mask_roi_extractor=dict(
-            out_channels=width, finest_scale=20, roi_layer=dict(sampling_ratio=1)
-        ),
+        mask_roi_extractor={{_base_.shapes.roi_extractor}},
         mask_head=[
             dict(
                 type='HTCMaskHead',
                 with_conv_res=stage > 0,
                 num_convs=2,
-                in_channels=width,
-                conv_out_channels=width,
-                num_classes=num_classes,
+                in_channels={{_base_.width}},
+                conv_out_channels={{_base_.width}},
+                num_classes={{_base_.num_classes}},
                 class_agnostic=True,
-                norm_cfg=dict(type='BN'),
+                norm_cfg={{_base_.norm_cfg}},
                 loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
             )
             for stage in range(3)
         ],
     ),
     train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)),
-        rpn_proposal=dict(nms_pre=300, max_per_img=100),
-        rcnn=[
-            dict(
-                assigner=dict(
-                    type='MaxIoUAssigner', pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou
-                ),
-                sampler=dict(type='RandomSampler', num=32, pos_fraction=0.5),
-                mask_size=28,
-                pos_weight=-1,
-            )
-            for iou in (0.5, 0.6, 0.7)
-        ],
+        rpn={{_base_.shapes.rpn_training}},
+        rpn_proposal={{_base_.proposals}},
+        rcnn={{_base_.shapes.cascade_training}},
     ),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=50)),
+    test_cfg={{_base_.shapes.test_cfg}},
 )
 
 train_pipeline = [

@@ -3,6 +3,7 @@
 _base_ = [
     '_base_/classifier.py',
     '../_base_/shapes_backbone.py',
+    '../_base_/shapes_training.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
 
@@ -60,12 +61,7 @@ train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=max_iters // 
 val_cfg = dict()
 test_cfg = dict()
 
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=5e-4, weight_decay=0.05, fused=True),
-    paramwise_cfg=dict(norm_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0),
-)
+optim_wrapper = dict(optimizer=dict(lr=5e-4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters, eta_min=5e-6),

@@ -3,6 +3,7 @@
 _base_ = [
     '_base_/upernet_focal.py',
     '../_base_/shapes_backbone.py',
+    '../_base_/shapes_training.py',
     '_base_/shapes.py',
     'mmseg::_base_/default_runtime.py',
 ]
@@ -10,7 +11,7 @@ _base_ = [
 num_classes = 7  # 0 is the ground
 width = 96  # channels of the heads
 norm_cfg = dict(type='BN')
-# The ground covers most of a picture, and it is the names of the shapes that take time to learn.
+# The ground covers most of an image, and it is the names of the shapes that take time to learn.
 cross_entropy = dict(type='CrossEntropyLoss', class_weight=[0.4] + [1.0] * (num_classes - 1))
 dice = dict(type='DiceLoss', loss_name='loss_dice', loss_weight=2.0)
 
@@ -44,12 +45,6 @@ train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=ma
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
-optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05, fused=True),
-    paramwise_cfg=dict(norm_decay_mult=0.0),
-    clip_grad=dict(max_norm=5.0),
-)
 # Full speed for two thirds of the time: names are learned while the learning rate is high.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),

@@ -1,4 +1,4 @@
-"""The embedded data set for mmpretrain: one shape a picture.
+"""The embedded data set for mmpretrain: one shape an image.
 
 Configs name its full path, since ``import mmfocal`` stays free of mmpretrain.
 """
@@ -12,20 +12,20 @@ from mmcv.transforms import BaseTransform
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS, TRANSFORMS
 
-from .shapes import CLASSES, prepare_shapes, shapes_root
+from .shapes import CLASSES, prepare_shapes
 
 
 @DATASETS.register_module()
 class ShapesClsDataset(BaseDataset):
-    """Shapes of the ``shapes`` data set, one by one; the pictures are drawn on first use.
+    """Shapes of the ``shapes`` data set, one by one; the images are drawn on first use.
 
-    A sample has the path of a picture that may hold several shapes, the ``box`` of one of them,
+    A sample has the path of an image that may hold several shapes, the ``box`` of one of them,
     and its label. :class:`CropToBox` cuts it out. Crowds are left out.
 
     Args:
         split: ``'train'`` or ``'val'``.
         data_root: folder of the data set, :func:`~mmfocal.datasets.shapes_root` by default.
-        num_images: pictures of each split, as for :func:`~mmfocal.datasets.prepare_shapes`.
+        num_images: images of each split, as for :func:`~mmfocal.datasets.prepare_shapes`.
         min_size: pixels along the longer side of a box below which a shape is left out: small
             ones cannot be told apart.
         **kwargs: as for mmpretrain's ``BaseDataset``.
@@ -41,7 +41,7 @@ class ShapesClsDataset(BaseDataset):
         min_size: float = 16,
         **kwargs: Any,
     ) -> None:
-        root = prepare_shapes(data_root or shapes_root(), num_images=num_images)
+        root = prepare_shapes(data_root, num_images=num_images)
         self.min_size = min_size
         super().__init__(
             ann_file=f'annotations/instances_{split}.json',
@@ -70,11 +70,11 @@ class ShapesClsDataset(BaseDataset):
 
 @TRANSFORMS.register_module()
 class CropToBox(BaseTransform):
-    """Cuts the square around a sample's ``box`` out of its picture; around all of it without one.
+    """Cuts the square around a sample's ``box`` out of its image; around all of it without one.
 
     Args:
         margin: part of the box's longer side that stays in sight around it; less at the border of
-            the picture, which the square does not leave.
+            the image, which the square does not leave.
     """
 
     def __init__(self, margin: float = 0.15) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 
-from .shapes import CLASSES, PALETTE, prepare_shapes, shapes_root
+from .shapes import CLASSES, PALETTE, prepare_shapes
 
 
 @DATASETS.register_module()
@@ -19,9 +19,9 @@ class ShapesDataset(CocoDataset):
 
     Args:
         data_root: folder of the data set, :func:`~mmfocal.datasets.shapes_root` by default.
-        num_images: pictures of each split, as for :func:`~mmfocal.datasets.prepare_shapes`.
+        num_images: images of each split, as for :func:`~mmfocal.datasets.prepare_shapes`.
         *args: as for mmdet's ``CocoDataset``.
-        **kwargs: likewise.
+        **kwargs: as for mmdet's ``CocoDataset``.
     """
 
     METAINFO: ClassVar[dict] = dict(classes=CLASSES, palette=list(PALETTE))
@@ -33,5 +33,5 @@ class ShapesDataset(CocoDataset):
         num_images: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        root = prepare_shapes(data_root or shapes_root(), num_images=num_images)
+        root = prepare_shapes(data_root, num_images=num_images)
         super().__init__(*args, data_root=str(root), **kwargs)

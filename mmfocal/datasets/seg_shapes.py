@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from mmseg.datasets import BaseSegDataset
 from mmseg.registry import DATASETS
 
-from .shapes import CLASSES, PALETTE, prepare_shapes, shapes_root
+from .shapes import CLASSES, PALETTE, prepare_shapes
 
 
 @DATASETS.register_module()
@@ -19,7 +19,7 @@ class ShapesSegDataset(BaseSegDataset):
 
     Args:
         data_root: folder of the data set, :func:`~mmfocal.datasets.shapes_root` by default.
-        num_images: pictures of each split, as for :func:`~mmfocal.datasets.prepare_shapes`.
+        num_images: images of each split, as for :func:`~mmfocal.datasets.prepare_shapes`.
         **kwargs: as for mmseg's ``BaseSegDataset``.
     """
 
@@ -33,5 +33,5 @@ class ShapesSegDataset(BaseSegDataset):
         num_images: dict[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        root = prepare_shapes(data_root or shapes_root(), num_images=num_images)
+        root = prepare_shapes(data_root, num_images=num_images)
         super().__init__(data_root=str(root), img_suffix='.jpg', seg_map_suffix='.png', **kwargs)

@@ -1,14 +1,14 @@
 """The embedded data set ``shapes``: drawn from a seed, in COCO form and as label maps.
 
-Pictures of 128 x 128 pixels show two to six shapes of six classes over clutter. The classes differ
+Images of 128 x 128 pixels show two to six shapes of six classes over clutter. The classes differ
 in form only: colour (lighter than the ground), texture, size (about 6 to 88 pixels), rotation and
-stretch are random, shapes hide one another, and some pictures hold a crowd, a cluster of small
-shapes that is annotated as one region. The data set exists so that training, evaluation and every
-tool can be tried, and tested, within minutes and without a download.
+stretch are random, shapes hide one another, and some images hold a crowd, a cluster of small
+shapes that is annotated as one region. With it training, evaluation and every tool can be tried
+and tested within minutes and without a download.
 
 Layout of the folder that :func:`prepare_shapes` makes::
 
-    train/000000.jpg ...                  pictures
+    train/000000.jpg ...                  images
     val/000000.jpg ...
     labels/train/000000.png ...           one class index per pixel; 0 is the background
     labels/val/000000.png ...
@@ -16,7 +16,7 @@ Layout of the folder that :func:`prepare_shapes` makes::
     annotations/instances_val.json
     manifest.json                         the settings that it was drawn with; written last
 
-This module needs numpy, OpenCV and pycocotools alone: mmdet and mmseg reach it through their own
+This module needs only numpy, OpenCV and pycocotools: mmdet and mmseg reach it through their own
 data set classes.
 """
 
@@ -36,18 +36,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-__all__ = [
-    'CLASSES',
-    'IMAGE_SIZE',
-    'PALETTE',
-    'Instance',
-    'Scene',
-    'draw_scene',
-    'prepare_shapes',
-    'shapes_root',
-]
-
-# Raised whenever the same settings would draw other pictures, so that no stale cache is used.
+# Raised whenever the same settings would draw other images, so that no stale cache is used.
 VERSION = 1
 
 CLASSES = ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
@@ -66,7 +55,7 @@ SPLITS = ('train', 'val')
 NUM_IMAGES = {'train': 2400, 'val': 200}
 MANIFEST = 'manifest.json'
 
-# Outlines are rasterised on a grid this much finer, which gives anti-aliased pictures and
+# Outlines are rasterised on a grid this much finer, which gives anti-aliased images and
 # polygons that are exact to a fraction of a pixel.
 _OVERSAMPLING = 4
 # Fractional bits of the vertex coordinates handed to OpenCV.
@@ -82,10 +71,10 @@ class Instance:
     """One annotated shape, or one crowd of shapes.
 
     Attributes:
-        label: Index into :data:`CLASSES`.
-        mask: What can be seen of it, ``(S, S)`` bool on the fine grid, with ``S`` four times
+        label: index into :data:`CLASSES`.
+        mask: visible part, ``(S, S)`` bool on the fine grid, with ``S`` four times
             ``IMAGE_SIZE``.
-        crowd: True for a cluster of small shapes that is annotated as one region.
+        crowd: whether it is a cluster of small shapes that is annotated as one region.
     """
 
     label: int
@@ -95,7 +84,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn picture and what is in it.
+    """A drawn image and what is in it.
 
     Attributes:
         image: ``(IMAGE_SIZE, IMAGE_SIZE, 3)`` uint8, RGB.
@@ -117,78 +106,55 @@ class Scene:
         return np.ascontiguousarray(fine[centre::_OVERSAMPLING, centre::_OVERSAMPLING])
 
 
-# --- Outlines -------------------------------------------------------------------------------
-# Each gives the rings of one form around the origin, radius about 1: a list of (n, 2) float
-# arrays. Rings are filled by the even-odd rule, so a second ring inside the first is a hole.
-
-
 def _regular(corners: int, phase: float = 0.0, radius: float = 1.0) -> np.ndarray:
     angles = phase + np.arange(corners) * (2 * math.pi / corners)
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def _circle(rng: np.random.Generator) -> list[np.ndarray]:
-    return [_regular(48)]
+def _outline(label: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Rings ``(n, 2)`` of a shape around the origin, radius about 1.
 
-
-def _square(rng: np.random.Generator) -> list[np.ndarray]:
-    return [_regular(4)]
-
-
-def _triangle(rng: np.random.Generator) -> list[np.ndarray]:
-    return [_regular(3)]
-
-
-def _star(rng: np.random.Generator) -> list[np.ndarray]:
-    rays = np.empty((10, 2))
-    rays[0::2] = _regular(5)
-    rays[1::2] = _regular(5, phase=math.pi / 5, radius=rng.uniform(0.36, 0.46))
-    return [rays]
-
-
-def _cross(rng: np.random.Generator) -> list[np.ndarray]:
-    w = rng.uniform(0.26, 0.36)  # half the width of a bar
-    quarter = np.array([[1, -w], [1, w], [w, w]])
-    turns = [np.linalg.matrix_power(np.array([[0.0, -1.0], [1.0, 0.0]]), i) for i in range(4)]
-    return [np.concatenate([quarter @ turn.T for turn in turns])]
-
-
-def _ring(rng: np.random.Generator) -> list[np.ndarray]:
-    return [_regular(48), _regular(48, radius=rng.uniform(0.45, 0.6))]
-
-
-_OUTLINES: tuple[Callable[[np.random.Generator], list[np.ndarray]], ...] = (
-    _circle,
-    _square,
-    _triangle,
-    _star,
-    _cross,
-    _ring,
-)
+    They are filled by the even-odd rule, so that a second ring inside the first is a hole.
+    """
+    match CLASSES[label]:
+        case 'circle':
+            return [_regular(48)]
+        case 'square':
+            return [_regular(4)]
+        case 'triangle':
+            return [_regular(3)]
+        case 'star':
+            rays = np.empty((10, 2))
+            rays[0::2] = _regular(5)
+            rays[1::2] = _regular(5, phase=math.pi / 5, radius=rng.uniform(0.36, 0.46))
+            return [rays]
+        case 'cross':
+            w = rng.uniform(0.26, 0.36)  # half the width of a bar
+            quarter = np.array([[1, -w], [1, w], [w, w]])
+            turn = np.array([[0.0, -1.0], [1.0, 0.0]])
+            turns = [np.linalg.matrix_power(turn, i) for i in range(4)]
+            return [np.concatenate([quarter @ turn.T for turn in turns])]
+        case 'ring':
+            return [_regular(48), _regular(48, radius=rng.uniform(0.45, 0.6))]
 
 
 def _placed(
     rings: list[np.ndarray], centre: np.ndarray, size: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Stretch, rotate and move an outline.
-
-    Args:
-        rings: Outline around the origin.
-        centre: Where its middle goes, ``(x, y)`` in pixels.
-        size: Diameter in pixels.
-        rng: Source of the stretch and the angle.
-
-    Returns:
-        The rings in pixels.
-    """
+    """Stretch and rotate an outline, and move it to ``centre (x, y)``, all in pixels."""
     stretch = math.exp(rng.uniform(-0.16, 0.16))
     along, turn = rng.uniform(0, 2 * math.pi, size=2)
 
     def rotation(angle: float) -> np.ndarray:
-        return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        cos, sin = math.cos(angle), math.sin(angle)
+        return np.array([[cos, -sin], [sin, cos]])
 
     matrix = rotation(along) @ np.diag([stretch, 1 / stretch]) @ rotation(turn)
     return [centre + ring @ matrix.T * (size / 2) for ring in rings]
+
+
+def _fixed_point(points: np.ndarray) -> np.ndarray:
+    return np.round(points * (1 << _SHIFT)).astype(np.int32)
 
 
 def _rasterised(rings: list[np.ndarray]) -> np.ndarray:
@@ -196,22 +162,17 @@ def _rasterised(rings: list[np.ndarray]) -> np.ndarray:
     side = IMAGE_SIZE * _OVERSAMPLING
     mask = np.zeros((side, side), np.uint8)
     # OpenCV puts integer coordinates on pixel centres; ours are on pixel corners.
-    scaled = [
-        np.round((ring * _OVERSAMPLING - 0.5) * (1 << _SHIFT)).astype(np.int32) for ring in rings
-    ]
+    scaled = [_fixed_point(ring * _OVERSAMPLING - 0.5) for ring in rings]
     cv2.fillPoly(mask, scaled, 1, lineType=cv2.LINE_8, shift=_SHIFT)
     return mask
 
 
 def _coverage(mask: np.ndarray) -> np.ndarray:
     """Return how much of each pixel a fine mask covers, float32 with one channel."""
-    coarse = cv2.resize(
-        mask * np.uint8(255), (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA
-    )
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    coarse = cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_AREA)
     return coarse[..., None].astype(np.float32) / 255
 
-
-# --- Paint ----------------------------------------------------------------------------------
 
 _Y, _X = np.mgrid[0:IMAGE_SIZE, 0:IMAGE_SIZE].astype(np.float32)
 
@@ -281,10 +242,8 @@ def _stroke(image: np.ndarray, rng: np.random.Generator) -> None:
         points = start + rng.uniform(8, 50) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     else:
         points = start + np.cumsum(rng.normal(0, 12, size=(rng.integers(3, 7), 2)), axis=0)
-    fixed = np.round(points * (1 << _SHIFT)).astype(np.int32)
-    cv2.polylines(
-        image, [fixed], False, colour, thickness=width, lineType=cv2.LINE_AA, shift=_SHIFT
-    )
+    fixed = _fixed_point(points)
+    cv2.polylines(image, [fixed], False, colour, width, lineType=cv2.LINE_AA, shift=_SHIFT)
 
 
 def _contrasting(around: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -308,9 +267,6 @@ def _paint(image: np.ndarray, mask: np.ndarray, size: float, rng: np.random.Gene
         image += edge * (0.5 * colour - image)
 
 
-# --- Scenes ---------------------------------------------------------------------------------
-
-
 def _size(rng: np.random.Generator) -> float:
     """Return a diameter in pixels: mostly 20 to 88, evenly in the logarithm, and a few tiny."""
     if rng.random() < 0.04:
@@ -325,22 +281,19 @@ def _crowd(rng: np.random.Generator) -> tuple[int, list[list[np.ndarray]], float
     spread = rng.uniform(9, 14)
     centre = rng.uniform(0.2 * IMAGE_SIZE, 0.8 * IMAGE_SIZE, size=2)
     members = [
-        _placed(_OUTLINES[label](rng), centre + rng.normal(0, spread, size=2), size, rng)
+        _placed(_outline(label, rng), centre + rng.normal(0, spread, size=2), size, rng)
         for _ in range(rng.integers(10, 20))
     ]
     return label, members, size
 
 
 def draw_scene(seed: int, split: str, index: int) -> Scene:
-    """Draw one picture. Equal arguments give equal scenes, whatever was drawn before.
+    """Draw one image. Equal arguments give equal scenes, whatever was drawn before.
 
     Args:
-        seed: Seed of the data set, at least 0.
-        split: ``'train'`` or ``'val'``; the two never share a picture.
-        index: Number of the picture within its split, at least 0.
-
-    Raises:
-        ValueError: ``split`` is unknown.
+        seed: of the data set, at least 0.
+        split: ``'train'`` or ``'val'``; the two never share an image.
+        index: of the image within its split, at least 0.
     """
     if split not in SPLITS:
         raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
@@ -349,7 +302,6 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
     side = IMAGE_SIZE * _OVERSAMPLING
     owner = np.full((side, side), -1, np.int16)  # instance seen at each fine pixel
     labels: list[int] = []
-    crowds: list[bool] = []
     full_areas: list[float] = []  # fine pixels, hidden and cut-off parts included
 
     if rng.random() < 0.06:
@@ -361,16 +313,16 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
                 owner[mask > 0] = 0
         if (owner == 0).any():
             labels.append(label)
-            crowds.append(True)
             full_areas.append(float((owner == 0).sum()))
 
-    wanted = len(labels) + int(rng.integers(2, 7))
-    for _ in range(4 * wanted):  # a crowded picture may not have room for all
+    crowds = len(labels)
+    wanted = crowds + int(rng.integers(2, 7))
+    for _ in range(4 * wanted):  # a crowded image may not have room for all
         if len(labels) == wanted:
             break
         label, size = int(rng.integers(len(CLASSES))), _size(rng)
         centre = rng.uniform(0.08 * IMAGE_SIZE, 0.92 * IMAGE_SIZE, size=2)
-        rings = _placed(_OUTLINES[label](rng), centre, size, rng)
+        rings = _placed(_outline(label, rng), centre, size, rng)
         mask = _rasterised(rings)
         candidate = np.where(mask > 0, np.int16(len(labels)), owner)
         areas = [*full_areas, _enclosed(rings) * _OVERSAMPLING**2]
@@ -380,15 +332,13 @@ def draw_scene(seed: int, split: str, index: int) -> Scene:
         _paint(image, mask, size, rng)
         owner = candidate
         labels.append(label)
-        crowds.append(False)
         full_areas = areas
 
     if rng.random() < 0.4:  # scratches on the lens: they cross shapes but hide next to nothing
         _stroke(image, rng)
     image += rng.normal(0, rng.uniform(1, 8), size=image.shape)
     instances = tuple(
-        Instance(label, owner == i, crowd)
-        for i, (label, crowd) in enumerate(zip(labels, crowds, strict=True))
+        Instance(label, owner == i, crowd=i < crowds) for i, label in enumerate(labels)
     )
     return Scene(np.clip(np.round(image), 0, 255).astype(np.uint8), instances)
 
@@ -402,17 +352,11 @@ def _enclosed(rings: list[np.ndarray]) -> float:
     return float(outer - sum(holes))
 
 
-# --- Annotations ----------------------------------------------------------------------------
-
-
 def _polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outline a mask on the fine grid as COCO polygons.
+    """Outline a mask on the fine grid as COCO polygons, one of pixels for each connected part.
 
-    COCO's polygons know no holes, so a hole is joined to the outline around it by a cut of no
+    COCO's polygons have no holes, so a hole is joined to the outline around it by a cut of no
     width.
-
-    Returns:
-        One flat list ``x0, y0, x1, y1, ...`` in pixels for each connected part.
     """
     top, left, cut = _cropped(mask)
     # Contours run through the centres of boundary pixels; smaller pixels keep them close to the
@@ -467,9 +411,6 @@ def _annotation(instance: Instance) -> dict:
     }
 
 
-# --- Files ----------------------------------------------------------------------------------
-
-
 def shapes_root() -> str:
     """Folder of the data set for this user and version.
 
@@ -490,14 +431,14 @@ def prepare_shapes(
 ) -> Path:
     """Draw the data set unless it is there already.
 
-    Everything is written into a temporary folder beside ``root``, which then takes its name: a
-    run that is killed leaves nothing half made, and of several that draw at once the first wins.
+    Everything is written into a temporary folder next to ``root``, which is renamed at the end: a
+    killed run leaves nothing half made, and of several that draw at once the first wins.
 
     Args:
         root: Folder of the data set, :func:`shapes_root` by default.
-        seed: Seed of all pictures.
-        num_images: Pictures of each split, ``dict(train=2400, val=200)`` by default.
-        progress: Called with the number of pictures drawn and the number of all.
+        seed: Seed of all images.
+        num_images: Images of each split, ``dict(train=2400, val=200)`` by default.
+        progress: Called with the number of images drawn and the number of all.
 
     Returns:
         The folder.
@@ -554,34 +495,21 @@ def _remove_stale(root: Path) -> None:
 
 
 def _write_split(folder: Path, split: str, count: int, seed: int) -> Iterator[int]:
-    """Write the pictures and annotations of a split; yields after each picture."""
+    """Write the images and annotations of a split; yields after each image."""
     for sub in (split, f'labels/{split}', 'annotations'):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for index in range(count):
         scene = draw_scene(seed, split, index)
         name = f'{index:06d}'
-        _write(
-            folder / split / f'{name}.jpg', scene.image[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, 92
-        )
-        _write(
-            folder / 'labels' / split / f'{name}.png',
-            scene.label_map(),
-            cv2.IMWRITE_PNG_COMPRESSION,
-            6,
-        )
-        images.append(
-            {
-                'id': index + 1,
-                'file_name': f'{name}.jpg',
-                'width': IMAGE_SIZE,
-                'height': IMAGE_SIZE,
-            }
-        )
+        quality, compression = (cv2.IMWRITE_JPEG_QUALITY, 92), (cv2.IMWRITE_PNG_COMPRESSION, 6)
+        _write(folder / split / f'{name}.jpg', scene.image[..., ::-1], quality)
+        _write(folder / 'labels' / split / f'{name}.png', scene.label_map(), compression)
+        size = dict(width=IMAGE_SIZE, height=IMAGE_SIZE)
+        images.append({'id': index + 1, 'file_name': f'{name}.jpg', **size})
         for instance in scene.instances:
-            annotations.append(
-                {'id': len(annotations) + 1, 'image_id': index + 1, **_annotation(instance)}
-            )
+            ids = dict(id=len(annotations) + 1, image_id=index + 1)
+            annotations.append({**ids, **_annotation(instance)})
         yield index
     coco = {
         'info': {'description': 'mmfocal shapes', 'version': str(VERSION), 'seed': seed},
@@ -592,6 +520,6 @@ def _write_split(folder: Path, split: str, count: int, seed: int) -> Iterator[in
     (folder / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
 
 
-def _write(path: Path, image: np.ndarray, option: int, value: int) -> None:
-    if not cv2.imwrite(str(path), image, [option, value]):
+def _write(path: Path, image: np.ndarray, options: tuple[int, int]) -> None:
+    if not cv2.imwrite(str(path), image, options):
         raise OSError(f'{path} could not be written; is the disk full?')

@@ -6,8 +6,7 @@ Configs name it in ``custom_imports``. ``import mmfocal`` leaves it out, since i
 from .bifpn import BiFPN
 from .instance_tta import InstanceTTAModel
 from .losses import InclusiveGIoULoss, VerificationFocalLoss
-from .reppoints_v2 import RepPointsV2Detector
-from .reppoints_v2_head import RepPointsV2Head
+from .reppoints_v2 import RepPointsV2Detector, RepPointsV2Head
 from .verification import (
     CornerPooling,
     corner_radius,

@@ -11,8 +11,6 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ['BiFPN']
-
 
 class WeightedFusion(nn.Module):
     """Sum of maps of one size with learned weights that are positive and add up to one.

@@ -15,8 +15,6 @@ from mmengine.model import BaseTTAModel
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-__all__ = ['InstanceTTAModel']
-
 # COCO's object sizes: areas in pixels of the original image.
 AREAS = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, float('inf'))}
 
@@ -26,9 +24,9 @@ class InstanceTTAModel(BaseTTAModel):
     """Detects in several views of an image and merges boxes, then masks.
 
     Every view, an image at some scale and maybe flipped, gives boxes without suppression; those
-    of all views are suppressed together. Then every view gives a mask for each of the boxes that
-    are left, and the masks are averaged. This is what mmdet before version 3 did; its
-    ``DetTTAModel`` merges what is left in each view and refuses masks.
+    of all views are suppressed together. Then every view gives a mask for each remaining box, and
+    the masks are averaged. mmdet before version 3 did the same; its ``DetTTAModel`` suppresses
+    boxes in each view first, and refuses masks.
 
     Args:
         module: the detector, or its config: of one stage, or of two with a region proposal
@@ -91,7 +89,7 @@ class InstanceTTAModel(BaseTTAModel):
         return [views[0] for views in data_samples_list]
 
     @torch.no_grad()
-    def test_step(self, data: dict | tuple | list) -> list[DetDataSample]:
+    def test_step(self, data: dict) -> list[DetDataSample]:
         """Detects in a batch of images.
 
         Args:
@@ -102,12 +100,7 @@ class InstanceTTAModel(BaseTTAModel):
         Returns:
             A sample for each image, with ``pred_instances`` in pixels of the original image.
         """
-        if isinstance(data, dict):
-            num_views = len(data['inputs'])
-            views = [{key: data[key][view] for key in data} for view in range(num_views)]
-        else:
-            views = [[field[view] for field in data] for view in range(len(data[0]))]
-            num_views = len(views)
+        num_views = len(data['inputs'])
         if self.object_sizes and num_views % len(self.object_sizes):
             raise ValueError(
                 f'InstanceTTAModel: expected as many views of each of the '
@@ -115,7 +108,8 @@ class InstanceTTAModel(BaseTTAModel):
             )
 
         features, samples = [], []
-        for index, view in enumerate(views):
+        for index in range(num_views):
+            view = {key: of_views[index] for key, of_views in data.items()}
             view = self.module.data_preprocessor(view, False)
             features.append(self.module.extract_feat(view['inputs']))
             samples.append(view['data_samples'])

@@ -15,14 +15,6 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = [
-    'CornerPooling',
-    'corner_radius',
-    'corner_targets',
-    'foreground_weights',
-    'refine_corners',
-]
-
 FOREGROUND_STRIDE = 8  # pixels per cell of the map that foreground is painted on
 
 
@@ -49,14 +41,8 @@ class CornerPooling(BaseModule):
         super().__init__()
 
         def conv(width_in: int, width_out: int, kernel: int, act_cfg: dict | None) -> ConvModule:
-            return ConvModule(
-                width_in,
-                width_out,
-                kernel,
-                padding=kernel // 2,
-                norm_cfg=norm_cfg,
-                act_cfg=act_cfg,
-            )
+            settings = dict(padding=kernel // 2, norm_cfg=norm_cfg, act_cfg=act_cfg)
+            return ConvModule(width_in, width_out, kernel, **settings)
 
         relu = dict(type='ReLU')
         self.before = nn.ModuleList(conv(channels, pooled_channels, 3, relu) for _ in directions)
@@ -72,14 +58,14 @@ class CornerPooling(BaseModule):
 
 
 def corner_radius(sizes: Tensor, min_iou: float = 0.7) -> Tensor:
-    """How far both corners of a box may be off until its IoU with the true one falls to a value.
+    """How far both corners of a box may be off until its IoU with the true one is ``min_iou``.
 
     The smallest of three cases: both corners inside, both outside, and one of each. CornerNet,
     section 3.2; the same as ``mmdet.models.utils.gaussian_radius``, for all boxes at once.
 
     Args:
-        sizes: ``(n, 2)`` float, widths and heights in pixels, or in any other unit.
-        min_iou: the value.
+        sizes: ``(n, 2)`` float, widths and heights.
+        min_iou: least intersection over union.
 
     Returns:
         ``(n,)`` radii in the unit of ``sizes``.
@@ -131,9 +117,8 @@ def corner_targets(
         start += count
         if count == 0:
             continue
-        distances = torch.cdist(
-            points[level], corners, compute_mode='donot_use_mm_for_euclid_dist'
-        )
+        exact = 'donot_use_mm_for_euclid_dist'
+        distances = torch.cdist(points[level], corners, compute_mode=exact)
         gaussians = torch.exp(-(distances**2) / (2 * sigmas**2)) * (distances < radii)
         heat[level] = gaussians.amax(1)
 

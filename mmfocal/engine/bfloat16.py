@@ -1,7 +1,7 @@
 """What detectors of mmdet need to train in bfloat16, which mmdet and mmcv were not written for.
 
-mmcv's operators know float16 and float32 alone. And mmdet takes the number format of a head's
-outputs for anchors and regions, too: with the 8 bits of bfloat16, coordinates of a picture 1333
+mmcv's operators only know float16 and float32. And mmdet takes the number format of a head's
+outputs for anchors and regions, too: with the 8 bits of bfloat16, coordinates of an image 1333
 pixels wide would be multiples of 8. So both compute in float32; backbones, necks, and the layers
 of heads do not.
 """
@@ -31,7 +31,7 @@ def prepare_bfloat16(model: nn.Module) -> None:
             module.register_forward_pre_hook(_float32_inputs, with_kwargs=True)
         elif callable(getattr(module, 'loss', None)):
             module.register_forward_hook(_float32_outputs)
-    _install_float32_operators('cuda' if torch.cuda.is_available() else 'cpu')
+    _install_float32_operators()
 
 
 def _float32_inputs(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -51,19 +51,23 @@ def _float32(value: Any) -> Any:
     return type(value)(map(_float32, value)) if type(value) in (list, tuple) else value
 
 
-def _install_float32_operators(device_type: str) -> None:
-    """Lets mmcv's autograd functions cast what they get to float32, where autocast is on."""
+def _install_float32_operators() -> None:
+    """Lets all of mmcv's autograd functions compute in float32 under autocast."""
     import mmcv.ops
 
     prefix = f'{mmcv.ops.__name__}.'
     modules = [module for name, module in sys.modules.items() if name.startswith(prefix)]
     for operator in [each for module in modules for each in vars(module).values()]:
         is_operator = isinstance(operator, type) and issubclass(operator, Function)
-        if not is_operator or not operator.__module__.startswith(prefix):
-            continue
-        if hasattr(operator, 'mmfocal_float32'):
-            continue
-        forward = custom_fwd(operator.forward, device_type=device_type, cast_inputs=torch.float32)
+        if is_operator and operator.__module__.startswith(prefix):
+            compute_in_float32(operator)
+
+
+def compute_in_float32(operator: type[Function]) -> None:
+    """Lets an autograd function cast what it gets to float32, where autocast is on."""
+    if not hasattr(operator, 'mmfocal_float32'):
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+        forward = custom_fwd(operator.forward, device_type=device, cast_inputs=torch.float32)
         operator.forward = staticmethod(forward)
-        operator.backward = staticmethod(custom_bwd(operator.backward, device_type=device_type))
+        operator.backward = staticmethod(custom_bwd(operator.backward, device_type=device))
         operator.mmfocal_float32 = True

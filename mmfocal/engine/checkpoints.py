@@ -6,80 +6,41 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
-from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS
-from mmengine.runner import Runner
 
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import written_atomically
 from mmfocal.weights.safe_loading import CheckpointError, load_checkpoint_file
 
-# Of a run itself, from which it can go on; best_*.pth lacks the optimizer.
+# Of a run itself, from which it can be resumed; best_*.pth lacks the optimizer.
 _NAME = re.compile(r'(epoch|iter)_(\d+)\.pth')
 _RUN = re.compile(rf'{_NAME.pattern}|best_.*\.pth')
-MIN_KEPT = 2  # one may be damaged after it was written
 
 
 @register_backend('atomic', force=True)
 class AtomicBackend(LocalBackend):
-    """mmengine's backend of local files, whose new files are there as a whole or not at all."""
+    """mmengine's backend of local files, which loses no good file to a kill or a full disk.
 
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes ``obj``."""
-        with written_atomically(filepath) as file:
-            file.write(obj)
-
-
-@HOOKS.register_module()
-class WholeCheckpointHook(CheckpointHook):
-    """mmengine's hook, which loses no good checkpoint to a kill or a full disk.
-
-    mmengine writes in place, over the good file too when a best score is added, and deletes an
-    old file before the new one is there.
-
-    Args:
-        max_keep_ckpts: as in mmengine, but two at least.
-        **kwargs: as for mmengine's ``CheckpointHook``.
+    A new file is there as a whole or not at all. A removed one goes when the next one is there:
+    mmengine's ``CheckpointHook`` removes an old checkpoint before it writes the new one.
     """
 
-    def __init__(self, *args: Any, max_keep_ckpts: int = -1, **kwargs: Any) -> None:
-        if max_keep_ckpts > 0:
-            max_keep_ckpts = max(max_keep_ckpts, MIN_KEPT)
-        super().__init__(*args, max_keep_ckpts=max_keep_ckpts, **kwargs)
+    _removed: ClassVar[set[Path]] = set()
 
-    def before_train(self, runner: Runner) -> None:
-        """Chooses the backend."""
-        local = '://' not in str(self.out_dir or runner.work_dir)
-        if local and self.backend_args is None and self.file_client_args is None:
-            self.backend_args = dict(backend='atomic')
-        super().before_train(runner)
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Writes ``obj``, and deletes what was removed before."""
+        with written_atomically(filepath) as file:
+            file.write(obj)
+        self._removed.discard(Path(filepath))
+        while self._removed:
+            self._removed.pop().unlink(missing_ok=True)
 
-    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        keep = self.max_keep_ckpts
-        if keep <= 0:
-            super()._save_checkpoint_with_step(runner, step, meta)
-            return
-        outdated = []
-        if step not in self.keep_ckpt_ids:
-            if len(self.keep_ckpt_ids) == keep:
-                outdated.append(self.keep_ckpt_ids.popleft())
-            self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        self.max_keep_ckpts = -1  # mmengine would delete first
-        try:
-            super()._save_checkpoint_with_step(runner, step, meta)
-        finally:
-            self.max_keep_ckpts = keep
-        for old in outdated if is_main_process() else ():
-            path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
-            if self.file_backend.isfile(path):
-                self.file_backend.remove(path)
+    def remove(self, filepath: str | Path) -> None:
+        """Deletes a file, after the next one is written."""
+        self._removed.add(Path(filepath))
 
 
 def archive_previous_run(folder: str | os.PathLike) -> Path | None:
@@ -101,7 +62,7 @@ def archive_previous_run(folder: str | os.PathLike) -> Path | None:
 
 
 def latest_valid(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint in a work folder from which its run can go on.
+    """The newest checkpoint in a work folder from which its run can be resumed.
 
     ``last_checkpoint`` is not asked: it may be missing or name another folder, and the file that
     it names may be damaged.
@@ -114,8 +75,10 @@ def latest_valid(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
     """
     notes: list[str] = []
     found = []
-    for names in _by_kind(Path(folder)):
-        for path in names:
+    matches = {path: _NAME.fullmatch(path.name) for path in Path(folder).glob('*.pth')}
+    for kind in ('epoch', 'iter'):
+        numbers = {path: int(m[2]) for path, m in matches.items() if m and m[1] == kind}
+        for path in sorted(numbers, key=numbers.get, reverse=True):
             problem, iteration = _examine(path)
             if problem is None:
                 found.append((iteration, path))
@@ -128,16 +91,6 @@ def latest_valid(folder: str | os.PathLike) -> tuple[Path | None, list[str]]:
             + '\nTo begin anew, choose another --work-dir.'
         )
     return (max(found)[1] if found else None), notes
-
-
-def _by_kind(folder: Path) -> Iterator[list[Path]]:
-    """Paths by epoch and by iteration, newest first."""
-    matches = [
-        (match, path) for path in folder.glob('*.pth') if (match := _NAME.fullmatch(path.name))
-    ]
-    for kind in ('epoch', 'iter'):
-        numbered = [(int(match[2]), path) for match, path in matches if match[1] == kind]
-        yield [path for _, path in sorted(numbered, reverse=True)]
 
 
 def _examine(path: Path) -> tuple[str | None, int]:

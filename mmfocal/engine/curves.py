@@ -11,8 +11,6 @@ import matplotlib.pyplot as plt
 from mmfocal.utils.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -83,22 +81,23 @@ def draw_curves(work_dir: str | Path) -> Figure:
     losses = sorted({name for row in training for name in row if name.startswith('loss')})
     for name, colour in zip(losses, COLOURS, strict=False):
         label = name.replace('_', ' ')
-        _curve(panels['loss'], training, name, label, colour)
-        # Beside its curve in training; the sum alone has a place in the legend.
+        draw_curve(panels['loss'], training, name, label, colour)
+        # Beside its curve in training; only the sum has a place in the legend.
         held_out = 'held-out loss' if name == 'loss' else '_'
-        _curve(panels['loss'], rows, f'val/{name}', held_out, colour, marker='o', ls='--')
+        draw_curve(panels['loss'], rows, f'val/{name}', held_out, colour, marker='o', ls='--')
     panels['loss'].set(ylabel='loss', yscale='log')
     # Room for the legend above the curves.
     low, high = panels['loss'].get_ylim()
     panels['loss'].set_ylim(low, high * (high / low) ** 0.4)
-    panels['loss'].legend(fontsize=8, frameon=False, ncols=2, loc='upper right')
+    if losses:
+        panels['loss'].legend(fontsize=8, frameon=False, ncols=2, loc='upper right')
 
-    _curve(panels['lr'], training, 'lr', 'learning rate', COLOURS[0])
+    draw_curve(panels['lr'], training, 'lr', 'learning rate', COLOURS[0])
     panels['lr'].set(ylabel='learning\nrate', xlabel='iteration')
 
     shown = [name for name in METRICS if any(name in row for row in rows)]
     for name, colour in zip(shown, COLOURS[1:], strict=False):
-        _curve(panels['metric'], rows, name, METRICS[name], colour, marker='o')
+        draw_curve(panels['metric'], rows, name, METRICS[name], colour, marker='o')
     panels['metric'].set(ylabel='metric on the held-out split', xlabel='iteration')
     panels['metric'].set_ylim(bottom=0)
     if shown:
@@ -109,60 +108,7 @@ def draw_curves(work_dir: str | Path) -> Figure:
     return figure
 
 
-def draw_comparison(runs: dict[str, dict[str, list[list[dict[str, float]]]]]) -> Figure:
-    """Draws the loss and the main metric of several models, each with several backbones.
-
-    Args:
-        runs: by model and backbone, ``'focal'`` or ``'swin'``, one list of rows of
-            :func:`read_scalars` for each seed.
-
-    Returns:
-        The figure, with a column for each model; the caller saves and closes it.
-    """
-    half = -(-len(runs) // 2) if len(runs) > 4 else len(runs)
-    num_bands = -(-len(runs) // half)
-    figure, panels = plt.subplots(
-        2 * num_bands,
-        half,
-        figsize=(2.7 * half, 3.6 * num_bands),
-        height_ratios=[2, 3] * num_bands,
-        squeeze=False,
-        layout='constrained',
-    )
-    for axes in panels.flat:
-        axes.set_visible(False)
-    for number, (model, by_backbone) in enumerate(runs.items()):
-        band, column = divmod(number, half)
-        loss, metric = panels[2 * band, column], panels[2 * band + 1, column]
-        loss.sharex(metric)
-        every = [row for seeds in by_backbone.values() for rows in seeds for row in rows]
-        name = main_metric({name for row in every for name in row})
-        for backbone, colour in (('focal', BLUE), ('swin', ORANGE)):
-            for seed, rows in enumerate(by_backbone.get(backbone, [])):
-                label = backbone.title() if seed == 0 else '_'  # once in the legend
-                _curve(loss, rows, 'loss', label, colour)
-                _curve(metric, rows, name, label, colour, marker='o')
-        loss.set(title=model, yscale='log')
-        loss.tick_params(labelbottom=False)
-        loss.tick_params(axis='y', which='both', labelsize=7)
-        metric.set(xlabel='iteration', ylabel=METRICS[name])
-        metric.set_ylim(0, 100 if name == 'mIoU' else 0.75)
-        if column == 0:
-            loss.set(ylabel='loss')
-            metric.legend(fontsize=8, frameon=False)
-        for axes in (loss, metric):
-            axes.set_visible(True)
-            axes.grid(alpha=0.3)
-            axes.spines[['top', 'right']].set_visible(False)
-    return figure
-
-
-def main_metric(logged: Collection[str]) -> str:
-    """The first of :data:`METRICS` that is among logged names; box mAP where none is."""
-    return next((name for name in METRICS if name in logged), 'coco/bbox_mAP')
-
-
-def _curve(
+def draw_curve(
     axes: Axes,
     rows: list[dict[str, float]],
     name: str,
@@ -171,6 +117,7 @@ def _curve(
     marker: str | None = None,
     ls: str = '-',
 ) -> None:
+    """Draws a value of the log over iterations, in the rows that have it."""
     points = [(row['step'], row[name]) for row in rows if name in row]
     if points:
         axes.plot(

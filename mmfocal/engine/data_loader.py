@@ -1,14 +1,10 @@
-"""A data loader that can begin anywhere, and whose samples do not depend on what was before."""
+"""A data loader that can begin anywhere, and whose samples do not depend on what came before."""
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
 import signal
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -65,19 +61,14 @@ class SeededBatchSampler(Sampler):
 
     Args:
         batches: iterable of lists of indices, such as PyTorch's ``BatchSampler`` or mmdet's
-            ``AspectRatioBatchSampler``.
+            ``AspectRatioBatchSampler``; its other attributes are those of this sampler, too.
         seed: of the run.
-        rank: of the process, whose samples are others'.
+        rank: of the process, whose samples differ from those of others.
     """
 
     def __init__(self, batches: Any, seed: int, rank: int) -> None:
         self.batches, self.seed, self.rank = batches, seed, rank
         self.pass_number = self.skip = 0
-
-    @property
-    def sampler(self) -> Any:
-        """The sampler below, whose ``set_epoch`` mmengine's hooks call."""
-        return self.batches.sampler
 
     def __iter__(self) -> Iterator[list[int]]:
         pass_number, position = self.pass_number, 0
@@ -94,12 +85,17 @@ class SeededBatchSampler(Sampler):
     def __len__(self) -> int:
         return len(self.batches)
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('__') or 'batches' not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.batches, name)
+
 
 class ResumableDataLoader(DataLoader):
     """Does what another loader does, from any batch on, with samples that follow from the seed.
 
     Nothing is loaded for batches that are skipped. Workers start with the first batch that is
-    asked for. A signal that asks the run to end is left to the main process.
+    asked for, and are prepared by :func:`prepare_workers`.
 
     Args:
         loader: the loader to be like.
@@ -113,19 +109,13 @@ class ResumableDataLoader(DataLoader):
     def __init__(self, loader: DataLoader, seed: int, rank: int) -> None:
         if loader.batch_sampler is None:
             raise TypeError('the data loader has no batches of indices')
-        options = dict(prefetch_factor=loader.prefetch_factor) if loader.num_workers else {}
-        super().__init__(
-            SeededDataset(loader.dataset),
+        vars(self).update(
+            vars(loader),
+            dataset=SeededDataset(loader.dataset),
             batch_sampler=SeededBatchSampler(loader.batch_sampler, seed, rank),
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=partial(_begin_worker, loader.worker_init_fn),
-            multiprocessing_context=loader.multiprocessing_context,
-            persistent_workers=loader.persistent_workers,
-            **options,
         )
+        self.batches: Any = None  # that are being taken
+        prepare_workers(self)
 
     def begin(self, pass_number: int, skip: int | None = None) -> None:
         """Sets where the next iteration begins.
@@ -138,58 +128,45 @@ class ResumableDataLoader(DataLoader):
         batches.pass_number = pass_number
         if skip is not None:
             batches.skip = skip
-        if hasattr(batches.sampler, 'set_epoch'):
+        if hasattr(batches, 'sampler') and hasattr(batches.sampler, 'set_epoch'):
             batches.sampler.set_epoch(pass_number)
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: IterBasedTrainLoop asks for an iterator long before a batch.
-        batches = super().__iter__()
-        if self.num_workers:
-            _WITH_WORKERS.add(batches)
-        yield from batches
+        self.batches = super().__iter__()
+        yield from self.batches
 
-
-# Iterators of this process that have worker processes.
-_WITH_WORKERS: weakref.WeakSet = weakref.WeakSet()
-
-
-def stop_workers() -> None:
-    """Ends the workers of all loaders of this kind in this process."""
-    for batches in list(_WITH_WORKERS):
-        batches._shutdown_workers()
-    _WITH_WORKERS.clear()
-
-
-@atexit.register
-def _kill_workers() -> None:
-    """Before multiprocessing terminates daemons by the signal that ours ignore, and waits."""
-    stop_workers()
-    # PyTorch's handler takes each killed worker for a failure.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+    def stop(self) -> None:
+        """Ends the workers, which garbage collection would wait for."""
+        if hasattr(self.batches, '_shutdown_workers'):
+            self.batches._shutdown_workers()
 
 
 def prepare_workers(loader: DataLoader) -> None:
-    """Lets the workers that another loader will start behave like those of this module's."""
-    loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+    """Lets the workers that a loader will start end only with the process that started them.
+
+    Clusters signal all processes of a job, and the main process needs its workers until it has
+    saved. Where it is killed itself, PyTorch's workers wait for ever until somebody takes the
+    batches that they have made, if those are larger than what a pipe holds.
+    """
+    loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn, os.getpid())
 
 
-def _begin_worker(worker_init_fn: Callable[[int], None] | None, worker_id: int) -> None:
-    # Clusters signal all processes. The main process ends the workers once it has saved.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+def _begin_worker(worker_init_fn: Callable[[int], None] | None, main: int, worker_id: int) -> None:
+    if hasattr(signal, 'sigtimedwait'):  # Linux
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_end_with, args=(os.getppid(), main), daemon=True).start()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 
 
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent has been killed.
+def _end_with(parent: int, main: int) -> None:
+    """Ends this process when the main one asks for it by SIGTERM, or its parent is gone.
 
-    PyTorch's workers notice that as well, but then wait for ever until somebody takes the batches
-    that they have made, if those are larger than what a pipe holds.
+    They are the same, unless a server forks the workers (multiprocessing's ``forkserver``).
     """
     while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+        received = signal.sigtimedwait([signal.SIGTERM], 1)  # seconds
+        if received is not None and received.si_pid in (parent, main):
+            break
+    os._exit(0)

@@ -10,7 +10,7 @@ in every run. Here
 - three operators of PyTorch that have no deterministic version on CUDA, and that our models or
   mmseg's metrics use, run on the CPU.
 
-What is on a CPU, and all runs without deterministic algorithms, are left alone.
+What is on a CPU, and all runs without deterministic algorithms, stay as they are.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
-from torch.autograd import Function
 
 from mmfocal.utils.errors import UserError
+
+from .bfloat16 import compute_in_float32
 
 # By modules of mmcv.ops, the functions whose CUDA kernels for gradients use atomicAdd (mmcv 2.1.0,
 # mmcv/ops/csrc/common/cuda) and that are not replaced here. No config of this repository uses one.
@@ -58,18 +60,21 @@ def install_determinism() -> None:
     """
     if _originals:
         return
-    for module, name in REFUSED.items():
-        _replace_backward(module, name, _refused)
-    for module, name, backward in (
-        ('roi_align', 'RoIAlignFunction', _roi_align_backward),
-        ('deform_conv', 'DeformConv2dFunction', _deform_conv_backward),
-        ('modulated_deform_conv', 'ModulatedDeformConv2dFunction', _deform_conv_backward),
-    ):
-        _replace(_function(module, name), 'forward', _float32_forward)
-        _replace_backward(module, name, backward)
-    _replace(F, 'adaptive_avg_pool2d', _adaptive_avg_pool2d)
-    _replace(F, 'interpolate', _interpolate)
-    _replace(torch, 'histc', _histc)
+    gradients = {
+        **{(module, name): _refused for module, name in REFUSED.items()},
+        ('roi_align', 'RoIAlignFunction'): _roi_align_backward,
+        ('deform_conv', 'DeformConv2dFunction'): _deform_conv_backward,
+        ('modulated_deform_conv', 'ModulatedDeformConv2dFunction'): _deform_conv_backward,
+    }
+    for (module, name), backward in gradients.items():
+        operator = getattr(importlib.import_module(f'mmcv.ops.{module}'), name)
+        if backward is not _refused:
+            # In float16, mmcv rounds positions of samples as well; the gradients are exact.
+            compute_in_float32(operator)
+        _replace(operator, 'backward', backward, name.removesuffix('Function'))
+    _replace(F, 'adaptive_avg_pool2d', _on_cpu, 'adaptive_avg_pool2d', _has_several_bins)
+    _replace(F, 'interpolate', _on_cpu, 'bicubic interpolation', _is_bicubic)
+    _replace(torch, 'histc', _on_cpu, 'histc', lambda *args, **kwargs: True)
 
 
 def remove_determinism() -> None:
@@ -80,26 +85,21 @@ def remove_determinism() -> None:
     _named.clear()
 
 
-def _replace(owner: Any, name: str, replacement: Callable) -> None:
+def _replace(owner: Any, name: str, replacement: Callable, *settings: Any) -> None:
+    """Puts ``replacement(original, *settings, *args)`` where something unsafe would run."""
     original = getattr(owner, name)
     _originals.append((owner, name, vars(owner)[name]))  # of a class, a staticmethod
-    replaced = functools.wraps(original)(functools.partial(replacement, original))
+
+    @functools.wraps(original)
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        # Gradients have a context before them.
+        arguments = (*args, kwargs.get('input'))
+        tensor = next((each for each in arguments if isinstance(each, Tensor)), None)
+        if tensor is None or not _is_unsafe(tensor):
+            return original(*args, **kwargs)
+        return replacement(original, *settings, *args, **kwargs)
+
     setattr(owner, name, staticmethod(replaced) if isinstance(owner, type) else replaced)
-
-
-def _replace_backward(module: str, name: str, replacement: Callable) -> None:
-    operator = name.removesuffix('Function')
-
-    def backward(original: Callable, ctx: Any, grad: Tensor, *others: Tensor) -> Any:
-        if not _is_unsafe(grad):
-            return original(ctx, grad, *others)
-        return replacement(operator, original, ctx, grad)
-
-    _replace(_function(module, name), 'backward', backward)
-
-
-def _function(module: str, name: str) -> type[Function]:
-    return getattr(importlib.import_module(f'mmcv.ops.{module}'), name)
 
 
 def _is_unsafe(tensor: Tensor) -> bool:
@@ -116,35 +116,18 @@ def _log_once(operator: str, what: str) -> None:
         print_log(f'--deterministic: {operator} {what}.', logger='current')
 
 
-# --- Operators of mmcv ------------------------------------------------------------------------
-
-
-def _refused(operator: str, original: Callable, ctx: Any, grad: Tensor) -> None:
+def _refused(original: Callable, operator: str, *args: Any) -> None:
     raise UserError(
         f"--deterministic: mmcv's {operator} has no deterministic gradient on CUDA. Train without "
         'the option, or on a CPU.'
     )
 
 
-def _float32_forward(original: Callable, ctx: Any, *args: Any) -> Tensor:
-    """Computes in float32 what comes in 16 bits.
-
-    In float16, mmcv's kernels round positions of samples as well. The gradients here are for exact
-    ones.
-    """
-    dtype = args[1].dtype  # of boxes or offsets, as that of the result
-    if not _is_unsafe(args[0]) or dtype not in (torch.float16, torch.bfloat16):
-        return original(ctx, *args)
-    args = [_at_least_float32(arg) if torch.is_tensor(arg) else arg for arg in args]
-    with torch.autocast(args[0].device.type, enabled=False):
-        return original(ctx, *args).to(dtype)
-
-
-def _roi_align_backward(operator: str, original: Callable, ctx: Any, grad: Tensor) -> tuple:
+def _roi_align_backward(original: Callable, operator: str, ctx: Any, grad: Tensor) -> tuple:
     if ctx.pool_mode != 1:
-        _refused('RoIAlign with pool_mode="max"', original, ctx, grad)
+        _refused(original, 'RoIAlign with pool_mode="max"')
     _log_once(operator, 'uses a slower gradient')
-    with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+    with torch.no_grad():
         gradient = roi_align_gradient(
             grad,
             ctx.saved_tensors[0],
@@ -156,17 +139,15 @@ def _roi_align_backward(operator: str, original: Callable, ctx: Any, grad: Tenso
     return (gradient, *[None] * 6)
 
 
-def _deform_conv_backward(operator: str, original: Callable, ctx: Any, grad: Tensor) -> tuple:
-    grad = grad.to(ctx.saved_tensors[0].dtype)
-    with torch.autocast(grad.device.type, enabled=False):
-        gradients = original(ctx, grad)
+def _deform_conv_backward(original: Callable, operator: str, ctx: Any, grad: Tensor) -> tuple:
+    gradients = original(ctx, grad)
     # Only the one of the input is added by atomicAdd.
     if not ctx.needs_input_grad[0]:
         return gradients
     _log_once(operator, 'uses a slower gradient')
     # Of the modulated one: input, offset, mask, weight, bias.
     inputs, offset, *mask, weight = ctx.saved_tensors[:4]
-    with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+    with torch.no_grad():
         gradient = deform_conv_gradient(
             grad,
             offset,
@@ -292,14 +273,12 @@ def deform_conv_gradient(
     own = channels // deform_groups
 
     # Where taps are without offsets, (kernel, h) and (kernel, w).
-    y, x = (
-        (torch.arange(taps, device=grad.device) // along % size * spread)[:, None]
-        + torch.arange(count, device=grad.device) * step
-        - border
-        for along, size, spread, count, step, border in zip(
-            (kernel[1], 1), kernel, dilation, outputs, stride, padding, strict=True
-        )
-    )
+    row, column = torch.cartesian_prod(
+        *(torch.arange(size, device=grad.device) for size in kernel)
+    ).T
+    down, right = (torch.arange(size, device=grad.device) for size in outputs)
+    y = (row * dilation[0])[:, None] + down * stride[0] - padding[0]
+    x = (column * dilation[1])[:, None] + right * stride[1] - padding[1]
     filters = weight.view(groups, weight.shape[0] // groups, -1).transpose(1, 2)
     first = torch.arange(deform_groups, device=grad.device)[:, None, None, None] * height * width
 
@@ -313,13 +292,13 @@ def deform_conv_gradient(
         moved = _first(offset[image], (deform_groups, taps, 2, *outputs))
         at_y, at_x = moved[:, :, 0] + y[:, :, None], moved[:, :, 1] + x[:, None, :]
         total = grad.new_zeros(deform_groups * height * width, own)
-        for row in (at_y.floor(), at_y.floor() + 1):
-            for column in (at_x.floor(), at_x.floor() + 1):
-                share = (1 - (at_y - row).abs()) * (1 - (at_x - column).abs())
-                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-                index = row.long().clamp(0, height - 1) * width
-                index = index + column.long().clamp(0, width - 1) + first
-                total.index_add_(0, index.flatten(), values * share.where(inside, 0).view(-1, 1))
+        for down, right in product((0, 1), repeat=2):  # the four cells around
+            row, column = at_y.floor() + down, at_x.floor() + right
+            share = (1 - (at_y - row).abs()) * (1 - (at_x - column).abs())
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            index = row.long().clamp(0, height - 1) * width
+            index = index + column.long().clamp(0, width - 1) + first
+            total.index_add_(0, index.flatten(), values * share.where(inside, 0).view(-1, 1))
         total = total.view(deform_groups, height, width, own).permute(0, 3, 1, 2)
         result[image] = total.reshape(input_shape[1:])
     return result
@@ -337,50 +316,39 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 # --- Operators of PyTorch ---------------------------------------------------------------------
 
 
-def _adaptive_avg_pool2d(original: Callable, input: Tensor, output_size: Any) -> Tensor:
+def _on_cpu(
+    original: Callable,
+    operator: str,
+    is_unsafe: Callable,
+    input: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    if not is_unsafe(input, *args, **kwargs):
+        return original(input, *args, **kwargs)
+    _log_once(operator, 'runs on the CPU')
+    return original(_at_least_float32(input.cpu()), *args, **kwargs).to(input)
+
+
+def _has_several_bins(input: Tensor, output_size: Any) -> bool:
     """The pools of UPerNet, and those of semantic features in HTC.
 
     One bin is a mean, for which PyTorch has a deterministic gradient.
     """
-    if not _is_unsafe_gradient(input) or output_size in (1, (1, 1), [1, 1]):
-        return original(input, output_size)
-    return _on_cpu('adaptive_avg_pool2d', original, input, output_size)
+    return _needs_gradient(input) and output_size not in (1, (1, 1), [1, 1])
 
 
-def _interpolate(
-    original: Callable,
+def _is_bicubic(
     input: Tensor,
     size: Any = None,
     scale_factor: Any = None,
     mode: str = 'nearest',
     *args: Any,
     **kwargs: Any,
-) -> Tensor:
-    """Bicubic: position embeddings of images of another size. PyTorch has bilinear itself."""
-    if mode != 'bicubic' or not _is_unsafe_gradient(input):
-        return original(input, size, scale_factor, mode, *args, **kwargs)
-    return _on_cpu(
-        'bicubic interpolation', original, input, size, scale_factor, mode, *args, **kwargs
-    )
+) -> bool:
+    """Position embeddings of images of another size. PyTorch itself has deterministic bilinear."""
+    return _needs_gradient(input) and mode == 'bicubic'
 
 
-def _histc(original: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The counts of mmseg's IoUMetric."""
-    if not _is_unsafe(input):
-        return original(input, *args, **kwargs)
-    return _on_cpu('histc', original, input, *args, **kwargs)
-
-
-def _is_unsafe_gradient(tensor: Tensor) -> bool:
-    return torch.is_grad_enabled() and tensor.requires_grad and _is_unsafe(tensor)
-
-
-def _on_cpu(
-    operator: str,
-    original: Callable,
-    input: Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> Tensor:
-    _log_once(operator, 'runs on the CPU')
-    return original(_at_least_float32(input.cpu()), *args, **kwargs).to(input)
+def _needs_gradient(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor.requires_grad

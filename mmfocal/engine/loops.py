@@ -1,4 +1,4 @@
-"""Training loops that go on where a run was, in the middle of an epoch too.
+"""Training loops that resume a run where it was, in the middle of an epoch too.
 
 mmengine's own repeat the epoch (EpochBasedTrainLoop) or load all data of the past again
 (IterBasedTrainLoop), and draw other random numbers than the run that was interrupted.
@@ -7,6 +7,7 @@ mmengine's own repeat the epoch (EpochBasedTrainLoop) or load all data of the pa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 from mmengine.dist import get_rank
@@ -28,7 +29,7 @@ class _Resumable:
         runner: the runner, with a seed.
         dataloader: settings of a data loader, or one.
         *args: as for mmengine's loop.
-        **kwargs: likewise.
+        **kwargs: as for mmengine's loop.
     """
 
     def __init__(
@@ -41,6 +42,13 @@ class _Resumable:
             )
         loader = ResumableDataLoader(dataloader, runner.seed, get_rank())
         super().__init__(runner, loader, *args, **kwargs)
+
+    def run(self) -> nn.Module:
+        """Trains, and ends the workers."""
+        try:
+            return super().run()
+        finally:
+            self.dataloader.stop()
 
     def run_iter(self, *args: Any) -> None:
         """One iteration, whose drop path, dropout and sampling follow from its number."""
@@ -81,14 +89,11 @@ class _Batches:
     def __init__(self, loader: ResumableDataLoader, past: int) -> None:
         self.past, self.batches = past, _endless(loader, past)
 
-    def __iter__(self) -> _Batches:
-        return self
-
     def __next__(self) -> Any:
-        if self.past > 0:
-            self.past -= 1
-            return None
-        return next(self.batches)
+        if self.past == 0:
+            return next(self.batches)
+        self.past -= 1
+        return None
 
     def skip_iter(self, count: int) -> None:
         """What OneDL's loop calls instead."""
@@ -96,18 +101,16 @@ class _Batches:
 
 
 def _endless(loader: ResumableDataLoader, past: int) -> Iterator[Any]:
+    """Batches of one pass over the data after the other, without those of the past."""
     loader.begin(0, skip=past)
-    pass_number, before = 0, past
-    while True:
-        empty = True
+    for passes in count(1):
+        left, is_empty = loader.batch_sampler.skip, True
         for batch in loader:
-            empty = False
+            is_empty = False
             yield batch
-        left = loader.batch_sampler.skip
-        if empty and left == before:
+        if is_empty and loader.batch_sampler.skip == left:
             raise UserError(
                 'The training data gives no batch: it has fewer samples than one batch, or its '
                 'sampler has come to an end. Reduce train_dataloader.batch_size, or add samples.'
             )
-        pass_number, before = pass_number + 1, left
-        loader.begin(pass_number)
+        loader.begin(passes)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
+from mmfocal.datasets.checks import CocoContent, read_coco
 from mmfocal.utils.config import type_name
 from mmfocal.utils.errors import UserError
 
@@ -22,18 +23,18 @@ from .config import REPOSITORY, find_config, load_config
 # What names of annotation files and folders say of the split, best first.
 SPLITS = {'train': ('train',), 'val': ('val', 'test')}
 DEPTH = 3  # folders below the data's that are looked into
-# Training of few pictures takes more epochs than that of COCO: this many iterations at least.
+# Training of few images takes more epochs than that of COCO: this many iterations at least.
 LEAST_ITERATIONS = 3000
 MOST_EPOCHS = 300
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures to train on, or to validate with.
+    """Images to train on, or to validate with.
 
     Attributes:
         annotations: of COCO's form.
-        images: folder of the pictures.
+        images: folder of the images.
         num_images: how many the annotations name.
         classes: names of the categories that have objects, in the order of the file, which is that
             of mmdet's labels.
@@ -48,11 +49,11 @@ class Split:
 
 
 def find_splits(root: Path, given: dict[str, Path] | None = None) -> dict[str, Split]:
-    """Annotations and pictures below a folder, as many tools lay them out.
+    """Annotations and images below a folder, as many tools lay them out.
 
     Annotation files are JSON with ``train`` and ``val`` (or ``valid``, ``test``) in their name or
     that of their folder, such as ``annotations/instances_train.json`` or
-    ``train/_annotations.coco.json``; pictures are looked for wherever the names in them fit.
+    ``train/_annotations.coco.json``; images are looked for wherever the names in them fit.
 
     Args:
         root: the data's folder.
@@ -66,16 +67,17 @@ def find_splits(root: Path, given: dict[str, Path] | None = None) -> dict[str, S
     """
     if not root.is_dir():
         raise UserError(f'There is no folder {root} (looked for {root.absolute()}).')
-    files = {path: content for path in _below(root, '.json') if (content := _coco(path))}
+    files = {}
+    for path in _below(root, '.json'):
+        with suppress(ValueError):  # any other JSON
+            files[path] = read_coco(path)
     splits = {}
     for split, words in SPLITS.items():
         path = (given or {}).get(split) or _annotations(root, split, words, files)
-        content = files.get(path) or _coco(path)
-        if content is None:
-            raise UserError(
-                f'{path}: expected JSON with lists "images", "annotations" and "categories", as '
-                'COCO has them.'
-            )
+        try:
+            content = files.get(path) or read_coco(path)
+        except ValueError as error:
+            raise UserError(f'{path}: {error}') from error
         splits[split] = _split(root, path, content, words)
     return splits
 
@@ -83,8 +85,8 @@ def find_splits(root: Path, given: dict[str, Path] | None = None) -> dict[str, S
 def config_text(root: Path, splits: dict[str, Split], base: str) -> str:
     """The text of a config that trains ``base`` on ``splits``.
 
-    Names of classes stand in it once, and every number of classes follows from them. What fits few
-    pictures is set as well: more epochs, warm-up in proportion, learning rate by batch size.
+    Names of classes are in it once, and every number of classes follows from them. What fits few
+    images is set as well: more epochs, warm-up in proportion, learning rate by batch size.
 
     Args:
         root: the data's folder.
@@ -148,17 +150,7 @@ def _below(root: Path, suffix: str | None) -> Iterator[Path]:
             yield from (Path(folder, name) for name in sorted(files) if name.endswith(suffix))
 
 
-def _coco(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, OSError):
-        return None
-    parts = ('images', 'annotations', 'categories')
-    fits = isinstance(content, dict) and all(isinstance(content.get(p), list) for p in parts)
-    return content if fits else None
-
-
-def _annotations(root: Path, split: str, words: Sequence[str], files: Sequence[Path]) -> Path:
+def _annotations(root: Path, split: str, words: Sequence[str], files: Iterable[Path]) -> Path:
     for word in words:
         found = [path for path in files if word in str(path.relative_to(root)).lower()]
         if len(found) == 1:
@@ -175,10 +167,10 @@ def _annotations(root: Path, split: str, words: Sequence[str], files: Sequence[P
     )
 
 
-def _split(root: Path, path: Path, content: dict[str, Any], words: Sequence[str]) -> Split:
-    names = [str(image.get('file_name', '')) for image in content['images']]
+def _split(root: Path, path: Path, content: CocoContent, words: Sequence[str]) -> Split:
+    names = [str(image.get('file_name', '')) for image in content.images]
     if not names:
-        raise UserError(f'{path}: names no pictures.')
+        raise UserError(f'{path}: names no images.')
     samples = {names[0], names[len(names) // 2], names[-1]}
     folders = sorted(
         _below(root, None),
@@ -195,11 +187,11 @@ def _split(root: Path, path: Path, content: dict[str, Any], words: Sequence[str]
             f'{path} names {names[0]}, which is in no folder of {root} (looked {DEPTH} folders '
             'deep).'
         )
-    counts = Counter(each.get('category_id') for each in content['annotations'])
-    classes = tuple(each['name'] for each in content['categories'] if counts[each['id']])
+    counts = Counter(each.get('category_id') for each in content.annotations)
+    classes = tuple(each['name'] for each in content.categories if counts[each['id']])
     if not classes:
         raise UserError(f'{path}: has no objects of its categories.')
-    has_masks = all(each.get('segmentation') for each in content['annotations'])
+    has_masks = all(each.get('segmentation') for each in content.annotations)
     return Split(path, folder, len(names), classes, has_masks)
 
 
@@ -211,7 +203,7 @@ def _relative(path: Path, root: Path) -> str:
 
 
 class _Name(str):
-    """A name of the config, which stands in its text without quotation marks."""
+    """A name of the config, which has no quotation marks in its text."""
 
     def __repr__(self) -> str:
         return str(self)

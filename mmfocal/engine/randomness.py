@@ -2,14 +2,15 @@
 
 mmengine saves no generator, and restoring one would not help: loaders draw from it at moments that
 differ after a restart. Here every sample and every iteration has a seed of its own, derived from
-the run's seed and the position alone.
+the run's seed and the position only.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,28 +29,38 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-@contextmanager
-def seeded(seed: int, gpu: bool = False) -> Iterator[None]:
-    """Seeds the generators of this process's CPU, and puts them back afterwards.
+def generator_states() -> list[tuple[Callable, Any]]:
+    """The state of each generator and the function that restores it; takes microseconds."""
+    states: list[tuple[Callable, Any]] = [
+        (random.setstate, random.getstate()),
+        (np.random.set_state, np.random.get_state()),
+        (torch.set_rng_state, torch.get_rng_state()),
+    ]
+    if torch.cuda.is_initialized():  # not in workers of data loaders
+        states.append((torch.cuda.set_rng_state, torch.cuda.get_rng_state()))
+    return states
 
-    Args:
-        seed: for each of them.
-        gpu: whether the generator of the current GPU, if there is one, is seeded and put back too;
-            not for workers of data loaders, which would take memory there.
+
+def restore_generators(states: list[tuple[Callable, Any]]) -> None:
+    """Restores what :func:`generator_states` returned."""
+    for restore, state in states:
+        restore(state)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the generators, and restores them afterwards.
+
+    Of GPUs that is the current one where CUDA is in use: ``torch.manual_seed`` would take as long
+    as all else in workers of data loaders, to remember the seed for a GPU that they never use.
     """
-    gpu = gpu and torch.cuda.is_available()
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    gpu_state = torch.cuda.get_rng_state() if gpu else None
+    states = generator_states()
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
-    if gpu:
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if gpu:
-            torch.cuda.set_rng_state(gpu_state)
+        restore_generators(states)

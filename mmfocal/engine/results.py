@@ -1,4 +1,4 @@
-"""What a test writes: metrics and predictions as JSON, and pictures."""
+"""What a test writes: metrics and predictions as JSON, and images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None) -> None:
     if show:
         hook.show = True
         hook.wait_time = 2  # seconds
-    # mmdet's hook draws every picture. The others draw a few, and mmseg's leaves the writing to
+    # mmdet's hook draws every image. The others draw a few, and mmseg's leaves the writing to
     # the visualizer.
     if cfg.default_scope != 'mmdet':
         hook.interval = 1

@@ -9,14 +9,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmfocal.datasets.checks import check_contents, check_data, install_sample_errors
 from mmfocal.utils.errors import is_first_process
 from mmfocal.weights import install_safe_loading
 
 from . import settings
-from .live_progress import live_progress
-from .preflight import check_contents, check_data
+from .hooks.progress import live_progress
 from .results import set_predictions_file, set_visualization, write_metrics
-from .sample_errors import install_sample_errors
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def test(cfg: Config, options: TestOptions) -> dict[str, Any]:
     """
     check_data(cfg, ('test',))
     settings.set_work_dir(cfg, options.work_dir)
-    settings.set_checkpoint(cfg, options.checkpoint)
+    cfg.load_from = settings.checkpoint_of(options.checkpoint)
     if options.out:
         set_predictions_file(cfg, options.out)
     if options.show or options.show_dir:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,28 +19,22 @@ from mmfocal.utils.config import is_third_party, type_name
 from mmfocal.utils.errors import UserError, is_first_process
 from mmfocal.weights.safe_loading import load_checkpoint_file
 
-from . import (  # noqa: F401  register themselves
-    averaging,
-    checkpoints,
-    curves_hook,
-    layer_decay,
-    loops,
-    provenance,
-    run_state,
-)
+from . import checkpoints, loops, optim  # noqa: F401  register themselves
 from .bfloat16 import prepare_bfloat16
 from .determinism import install_determinism
-from .non_finite import NonFiniteHook
-from .validation_loss import loss_dataloader
+from .hooks import NonFiniteHook
+from .hooks.validation_loss import loss_dataloader
 
-# mmengine's loops, and those that can go on anywhere.
+# mmengine's loops, and those that can be resumed anywhere.
 LOOPS = {kind: f'Resumable{kind}' for kind in ('EpochBasedTrainLoop', 'IterBasedTrainLoop')}
 
-# Where a run can log to, beside its own folder: mmengine's name and the package that it needs.
+MIN_KEPT = 2  # checkpoints; one may be damaged after it was written
+
+# Packages that a run can log to, beside its own folder, and mmengine's name for each.
 LOGS = {
-    'tensorboard': ('TensorboardVisBackend', 'tensorboard'),
-    'wandb': ('WandbVisBackend', 'wandb'),
-    'mlflow': ('MLflowVisBackend', 'mlflow'),
+    'tensorboard': 'TensorboardVisBackend',
+    'wandb': 'WandbVisBackend',
+    'mlflow': 'MLflowVisBackend',
 }
 # The metric that says which checkpoint is best, by family.
 MAIN_METRICS = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU', 'mmpretrain': 'accuracy/top1'}
@@ -47,10 +42,7 @@ MAIN_METRICS = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU', 'mmpretrain': 'accura
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
     """``work_dir`` if given, else the config's own, else ``work_dirs/<name of the config>``."""
-    if work_dir is not None:
-        cfg.work_dir = work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = os.path.join('work_dirs', Path(cfg.filename).stem)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(cfg.filename).stem}'
 
 
 def set_launcher(cfg: Config, launcher: str) -> None:
@@ -82,8 +74,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 def leave_group() -> None:
     """Ends a distributed run for all its processes together.
 
-    One that ends while others still talk to it takes them for lost, or they it, and the job fails
-    behind its last step.
+    If one ended while others still talk to it, the job would fail after its last step.
     """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -109,14 +100,12 @@ def set_seed(cfg: Config, seed: int | None = None, deterministic: bool = False) 
     if randomness.get('deterministic'):
         # What cuBLAS asks for; read when CUDA is first used.
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
-    if seed is not None:
-        randomness['seed'] = seed
-    if randomness.get('seed') is None and cfg.get('resume') and cfg.get('load_from'):
+    if seed is None:
+        seed = randomness.get('seed')
+    if seed is None and cfg.get('resume') and cfg.get('load_from'):
         # The runner reads it too, but only after it has made the order of the data.
-        randomness['seed'] = load_checkpoint_file(cfg.load_from).get('meta', {}).get('seed')
-    if randomness.get('seed') is None:
-        randomness['seed'] = sync_random_seed()
-    cfg.randomness = randomness
+        seed = load_checkpoint_file(cfg.load_from).get('meta', {}).get('seed')
+    cfg.randomness = dict(randomness, seed=sync_random_seed() if seed is None else seed)
 
 
 def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) -> str | None:
@@ -141,27 +130,9 @@ def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) 
             do.
     """
     wrapper = cfg.optim_wrapper
-    wrapper.setdefault('type', 'OptimWrapper')
-    kind = type_name(wrapper)
-    has_gpu = torch.cuda.is_available()
-    asked = '--amp' if amp else f'--precision {precision}'
-    if precision and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise UserError(
-            f'{asked}: expected optim_wrapper.type to be OptimWrapper or AmpOptimWrapper, got '
-            f'{kind}, which has a precision of its own. Leave the option out.'
-        )
-    if (amp or precision in ('fp16', 'bf16')) and not has_gpu:
-        raise UserError(
-            f'{asked} needs a GPU, and PyTorch sees none. Leave it out to train in float32, or '
-            'run `python tools/doctor.py` if there should be one.'
-        )
+    kind = type_name(wrapper.setdefault('type', 'OptimWrapper'))
+    _check_precision(kind, amp, precision)
     if precision == 'bf16':
-        # What PyTorch emulates on older GPUs is slower than float32.
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            raise UserError(
-                '--precision bf16: expected a GPU that computes in bfloat16 (NVIDIA Ampere or '
-                f'newer), got {torch.cuda.get_device_name()}. Take --precision fp16.'
-            )
         wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
         wrapper.loss_scale = dict(enabled=False)
     elif precision == 'fp16':
@@ -170,17 +141,36 @@ def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) 
         wrapper.update(type='AmpOptimWrapper', dtype='float16')
     elif amp and kind == 'OptimWrapper':
         wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
-    if type_name(wrapper) == 'AmpOptimWrapper' and (precision == 'fp32' or not has_gpu):
+    elif kind == 'AmpOptimWrapper' and (precision or not torch.cuda.is_available()):
         wrapper.type = 'OptimWrapper'
         for name in ('loss_scale', 'dtype', 'use_fsdp'):
             wrapper.pop(name, None)
-        if precision is None:
-            return 'No GPU: training in float32 instead of mixed precision.'
+        return None if precision else 'No GPU: training in float32 instead of mixed precision.'
     return None
 
 
+def _check_precision(kind: str, amp: bool, precision: str | None) -> None:
+    asked = '--amp' if amp else f'--precision {precision}'
+    if precision and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(
+            f'{asked}: expected optim_wrapper.type to be OptimWrapper or AmpOptimWrapper, got '
+            f'{kind}, which has a precision of its own. Leave the option out.'
+        )
+    if (amp or precision in ('fp16', 'bf16')) and not torch.cuda.is_available():
+        raise UserError(
+            f'{asked} needs a GPU, and PyTorch sees none. Leave it out to train in float32, or '
+            'run `python tools/doctor.py` if there should be one.'
+        )
+    # What PyTorch emulates on older GPUs is slower than float32.
+    if precision == 'bf16' and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            '--precision bf16: expected a GPU that computes in bfloat16 (NVIDIA Ampere or '
+            f'newer), got {torch.cuda.get_device_name()}. Take --precision fp16.'
+        )
+
+
 def set_resume(cfg: Config, resume: str | None) -> str | None:
-    """``'auto'`` goes on from the newest whole checkpoint of the work folder, a path from there.
+    """``'auto'`` resumes from the newest valid checkpoint of the work folder, a path from there.
 
     A work folder without any checkpoint starts a new run, so that a job on a cluster may always be
     given ``--resume``. Without ``resume``, checkpoints of an earlier run are moved to a folder of
@@ -195,32 +185,33 @@ def set_resume(cfg: Config, resume: str | None) -> str | None:
     if resume is None:
         aside = checkpoints.archive_previous_run(cfg.work_dir) if is_first_process() else None
         return aside and (
-            f'{cfg.work_dir} held checkpoints of an earlier run. They are in {aside} now; to go '
-            'on with that run, move them back and add --resume.'
+            f'{cfg.work_dir} held checkpoints of an earlier run. They are in {aside} now; to '
+            'resume that run, move them back and add --resume.'
         )
+    notes: list[str] = []
     if resume == 'auto':
         # Every process looks for itself, and finds the same.
         checkpoint, notes = checkpoints.latest_valid(cfg.work_dir)
         if checkpoint is None:
             return f'--resume: {cfg.work_dir} holds no checkpoint yet; this is a new run.'
-        cfg.resume, cfg.load_from = True, str(checkpoint)
-        return '\n'.join(f'--resume: {note}' for note in notes) or None
-    if '://' not in resume and not os.path.isfile(resume):
+        resume = str(checkpoint)
+    elif '://' not in resume and not os.path.isfile(resume):
         raise UserError(
             f'--resume: there is no file {resume} (looked for {os.path.abspath(resume)}). Give '
             'the path of a checkpoint that is there; without a path, --resume takes the newest '
             'whole one of the work folder.'
         )
     cfg.resume, cfg.load_from = True, resume
-    return None
+    return '\n'.join(f'--resume: {note}' for note in notes) or None
 
 
 def set_reliability(cfg: Config) -> str | None:
-    """Lets the run be killed at any moment and go on as if it had not been.
+    """Lets the run be killed at any moment and resumed as if it had not been.
 
-    mmengine's training loops and its hook for checkpoints are replaced by our own, see
-    :mod:`~mmfocal.engine.loops`, :mod:`~mmfocal.engine.checkpoints` and
-    :mod:`~mmfocal.engine.run_state`. Loops of others are left alone.
+    mmengine's training loops are replaced by those of :mod:`~mmfocal.engine.loops`, its hook for
+    checkpoints writes through :class:`~mmfocal.engine.checkpoints.AtomicBackend`, and the hooks of
+    :mod:`~mmfocal.engine.hooks.run_state` and :mod:`~mmfocal.engine.hooks.provenance` are added.
+    Third-party loops and hooks for checkpoints are left as they are.
 
     Returns:
         A note for the user, or None.
@@ -229,7 +220,13 @@ def set_reliability(cfg: Config) -> str | None:
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
     stock = checkpoint is not None and not is_third_party(checkpoint)
     if stock and type_name(checkpoint) in ('', 'CheckpointHook'):
-        hooks['checkpoint'] = dict(checkpoint, type='WholeCheckpointHook')
+        checkpoint = dict(checkpoint, type='CheckpointHook')
+        if 0 < checkpoint.get('max_keep_ckpts', -1) < MIN_KEPT:
+            checkpoint['max_keep_ckpts'] = MIN_KEPT
+        is_local = '://' not in str(checkpoint.get('out_dir') or cfg.get('work_dir'))
+        if is_local and not (checkpoint.get('backend_args') or checkpoint.get('file_client_args')):
+            checkpoint['backend_args'] = dict(backend='atomic')
+        hooks['checkpoint'] = checkpoint
     _add_hook(cfg, dict(type='RunStateHook'))
     _add_hook(cfg, dict(type='ProvenanceHook'))
 
@@ -239,14 +236,14 @@ def set_reliability(cfg: Config) -> str | None:
     kind = type_name(settings)
     if kind not in LOOPS or is_third_party(settings):
         return (
-            f'train_cfg.type is {kind}: after --resume, this run may not go on exactly as it '
+            f'train_cfg.type is {kind}: after --resume, this run may not continue exactly as it '
             f'would have. Loops that can: {", ".join(LOOPS)}.'
         )
     settings.type = LOOPS[kind]
     return None
 
 
-def set_logs(cfg: Config, names: list[str] | None = None) -> None:
+def set_logs(cfg: Config, names: Sequence[str] | None = None) -> None:
     """Lets a run log to other services, and draw its curves.
 
     Args:
@@ -257,19 +254,18 @@ def set_logs(cfg: Config, names: list[str] | None = None) -> None:
         UserError: the package of a service is not installed.
     """
     if names is None:
-        names = [name for name in ('tensorboard',) if importlib.util.find_spec(LOGS[name][1])]
+        names = ['tensorboard'] if importlib.util.find_spec('tensorboard') else []
     backends = cfg.setdefault('visualizer', dict(type='Visualizer')).setdefault(
         'vis_backends', [dict(type='LocalVisBackend')]
     )
     present = {type_name(backend) for backend in backends}
     for name in names:
-        kind, package = LOGS[name]
-        if importlib.util.find_spec(package) is None:
+        if importlib.util.find_spec(name) is None:
             raise UserError(
-                f'--log-to {name}: the package is not installed. Run: pip install {package}'
+                f'--log-to {name}: the package is not installed. Run: pip install {name}'
             )
-        if kind not in present:
-            backends.append(dict(type=kind))
+        if LOGS[name] not in present:
+            backends.append(dict(type=LOGS[name]))
     _add_hook(cfg, dict(type='CurvesHook'))
 
 
@@ -319,7 +315,7 @@ def set_ema(cfg: Config) -> None:
 
 
 def set_validation_loss(cfg: Config) -> None:
-    """Logs the losses on the validation set too; see :mod:`~mmfocal.engine.validation_loss`.
+    """Logs the losses on the validation set too, by ``ValidationLossHook``.
 
     Raises:
         UserError: the config does not validate, or its pipelines are of another form.
@@ -346,11 +342,6 @@ def set_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_checkpoint(cfg: Config, checkpoint: str) -> None:
-    """Loads a checkpoint before a test; see :func:`checkpoint_of`."""
-    cfg.load_from = checkpoint_of(checkpoint)
-
-
 def checkpoint_of(source: str) -> str:
     """The checkpoint that a path or URL means.
 
@@ -372,7 +363,7 @@ def checkpoint_of(source: str) -> str:
 
 
 def set_test_time_augmentation(cfg: Config) -> None:
-    """Merges predictions for several views of each picture, as ``tta_*`` of the config say.
+    """Merges predictions for several views of each image, as ``tta_*`` of the config say.
 
     Raises:
         UserError: the config does not say how, or mmdet cannot merge what the model predicts.
@@ -387,7 +378,7 @@ def set_test_time_augmentation(cfg: Config) -> None:
     has_masks = cfg.default_scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head')
     if has_masks and type_name(cfg.tta_model) == 'DetTTAModel':
         raise UserError(
-            f'--tta: {cfg.filename} has a mask head, and DetTTAModel merges boxes alone. Set '
+            f'--tta: {cfg.filename} has a mask head, and DetTTAModel only merges boxes. Set '
             "tta_model.type to 'InstanceTTAModel', and name 'mmfocal.detection' among the imports "
             'of custom_imports.'
         )
@@ -431,10 +422,8 @@ def build_runner(cfg: Config) -> Runner:
     has_bfloat16 = (cfg.get('optim_wrapper') or {}).get('dtype') == 'bfloat16'
     if has_bfloat16 and cfg.get('default_scope') == 'mmdet':
         prepare_bfloat16(runner.model)
-    if cfg.get('resume'):
-        for module in runner.model.modules():
-            init_cfg = getattr(module, 'init_cfg', None)
-            kind = type_name(init_cfg) if isinstance(init_cfg, dict) else None
-            if kind in ('Pretrained', 'PretrainedInit'):
-                module.init_cfg = None
+    for module in runner.model.modules() if cfg.get('resume') else ():
+        init_cfg = getattr(module, 'init_cfg', None)
+        if isinstance(init_cfg, dict) and type_name(init_cfg) in ('Pretrained', 'PretrainedInit'):
+            module.init_cfg = None
     return runner

@@ -1,4 +1,4 @@
-"""What a finished model finds and misses: numbers, and a report in one file."""
+"""Error analysis of a trained model: numbers, and a report in one file."""
 
 from .detection import analyze_detections
 from .report import Report, write_report

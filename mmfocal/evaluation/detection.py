@@ -1,4 +1,7 @@
-"""Detections against COCO annotations: AP of each class, kinds of mistakes, confusions, images."""
+"""Error analysis of detections: AP of each class, kinds of errors, confusions, images.
+
+Kinds of errors have the names of TIDE (Bolya et al., arXiv 2008.08115).
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmfocal.utils.errors import UserError
-from mmfocal.visualization.overlays import draw_instances, palette_of
+from mmfocal.visualization.predictions import draw_coco, palette_of
 
-from .report import Confusion, Example, Report, Table, enlarged, percent
+from .report import Confusion, Example, Report, Table, percent, read_image
 
 # Of a detection, in the order in which they are asked for; the last is of an annotation.
-OUTCOMES = ('correct', 'duplicate', 'wrong class', 'poorly located', 'background', 'missed')
+OUTCOMES = (
+    'correct',
+    'duplicate',
+    'classification',
+    'localization',
+    'both',
+    'background',
+    'missed',
+)
 COLUMNS = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
-BACKGROUND = 'background'
+KINDS = dict(bbox='box', segm='mask')  # of detections, by their names in files
 NEAR = 0.1  # IoU from which a detection belongs to an object at all
 
 
@@ -34,8 +44,8 @@ class ImageOutcome:
 
     Attributes:
         counts: by :data:`OUTCOMES`.
-        by_class: ``(class id, outcome)`` to counts; the class is the detection's, and the
-            annotation's of what was missed.
+        by_class: ``(class id, outcome)`` to counts; the class is the detection's, or the
+            annotation's if that was missed.
         pairs: ``(class id of an annotation, class id of a detection)`` to counts, None for
             neither; see :func:`confusions`.
     """
@@ -53,13 +63,15 @@ class ImageOutcome:
 
 
 def judge(truths: Sequence[dict], found: Sequence[dict], iou_threshold: float) -> ImageOutcome:
-    """Kinds of mistakes in an image.
+    """Kinds of errors in an image.
 
-    From the highest score down, a detection is *correct* if it overlaps an annotation of its
-    class, that no other detection has, by the threshold at least; a *duplicate* if another has it;
-    of a *wrong class* if it overlaps one of another class so; *poorly located* if it overlaps one
-    of its class by 0.1 at least; and *background* otherwise. What mostly lies in a crowd is left
-    out. Annotations without a correct detection are *missed*.
+    From the highest score down, a detection is *correct* if its IoU with an annotation of its
+    class that no other detection has is at least the threshold, and a *duplicate* if another has
+    it. Otherwise it is an error of *classification* if its IoU with one of another class is at
+    least the threshold, of *localization* if that with one of its class is at least 0.1, of *both*
+    if that with one of another class is, and *background* if none is. What mostly lies in a crowd
+    is left out. Annotations without a correct detection are *missed*; unlike in TIDE, also those
+    that have an error of classification or localization.
 
     Args:
         truths: annotations in COCO's form.
@@ -86,11 +98,11 @@ def judge(truths: Sequence[dict], found: Sequence[dict], iou_threshold: float) -
         elif (in_crowd[i] >= iou_threshold).any():
             continue
         elif near.any():
-            kind = 'wrong class'
+            kind = 'classification'
         elif (same & (overlaps[i] >= NEAR)).any():
-            kind = 'poorly located'
+            kind = 'localization'
         else:
-            kind = BACKGROUND
+            kind = 'both' if (overlaps[i] >= NEAR).any() else 'background'
         outcome.counts[kind] += 1
         outcome.by_class[detection['category_id'], kind] += 1
     for truth, is_taken in zip(objects, taken, strict=True):
@@ -225,8 +237,8 @@ def analyze_detections(
     report = Report(
         summary=[
             *(
-                (f'{label} {name}', percent(np.nanmean([row[i] for row in rows.values()])))
-                for label, rows in _labelled(precisions)
+                (f'{KINDS[kind]} {name}', percent(np.nanmean([row[i] for row in rows.values()])))
+                for kind, rows in precisions.items()
                 for i, name in enumerate(('AP', 'AP50', 'AP75'))
             ),
             ('images', f'{len(outcomes):,}'),
@@ -234,13 +246,27 @@ def analyze_detections(
         ],
         tables=[
             _class_table(truth, names, precisions, by_class),
-            _mistakes_table(total, score_threshold, iou_threshold),
+            _errors_table(total, score_threshold, iou_threshold),
         ],
         confusion=_confusion(names, pairs, score_threshold, iou_threshold),
         measure=f'F1 of detections of at least {score_threshold:g}, at an IoU of '
         f'{iou_threshold:g}',
     )
-    draw = _Drawer(truth, names, Path(image_folder), by_image, 'segm' in found)
+    drawn = 'segm' if 'segm' in found else 'bbox'
+
+    def example(image_id: int) -> Example:
+        name, outcome = truth.imgs[image_id]['file_name'], outcomes[image_id]
+        image = read_image(Path(image_folder) / name)
+        sides = truth.loadAnns(truth.getAnnIds(image_id)), by_image[drawn, image_id]
+        text = ', '.join(
+            f'{outcome.counts[kind]} {kind}' for kind in OUTCOMES if outcome.counts[kind]
+        )
+        palette = palette_of(len(names))
+        return Example(
+            *(name, outcome.f1 or 0.0, text),
+            *(draw_coco(image, side, truth, palette) for side in sides),
+        )
+
     ranked = sorted(
         (each.f1, -sum(each.counts.values()), image_id)
         for image_id, each in outcomes.items()
@@ -248,8 +274,8 @@ def analyze_detections(
     )
     worst = ranked[:images]
     best = [each for each in ranked[::-1] if each not in worst][: images // 3]
-    report.worst = [draw(image_id, outcomes[image_id]) for *_, image_id in worst]
-    report.best = [draw(image_id, outcomes[image_id]) for *_, image_id in best]
+    report.worst = [example(image_id) for *_, image_id in worst]
+    report.best = [example(image_id) for *_, image_id in best]
     return report
 
 
@@ -264,32 +290,22 @@ def _check(truth: COCO, found: list[dict], ann_file: Any, file: Any) -> None:
         )
 
 
-def _labelled(precisions: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    labels = dict(bbox='box', segm='mask')
-    return [(labels[kind], rows) for kind, rows in precisions.items()]
-
-
 def _class_table(truth: COCO, names: dict, precisions: dict, by_class: Counter) -> Table:
-    header = ['class', 'objects']
-    for label, _ in _labelled(precisions):
-        header += [
-            f'{label} {name}' for name in ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
-        ]
-    header += list(OUTCOMES)
+    columns = [f'{KINDS[kind]} {name}' for kind in precisions for name in COLUMNS]
     rows = []
     for class_id, name in names.items():
         row: list[Any] = [name, len(truth.getAnnIds(catIds=[class_id], iscrowd=False))]
-        for _, values in _labelled(precisions):
+        for values in precisions.values():
             row += [None if np.isnan(value) else value for value in values[class_id]]
         row += [by_class[class_id, kind] for kind in OUTCOMES]
         rows.append(row)
-    return Table('Classes', header, rows, bars=[f'{_labelled(precisions)[0][0]} AP'])
+    return Table('Classes', ['class', 'objects', *columns, *OUTCOMES], rows, bars=columns[:1])
 
 
-def _mistakes_table(total: Counter, score_threshold: float, iou_threshold: float) -> Table:
+def _errors_table(total: Counter, score_threshold: float, iou_threshold: float) -> Table:
     count = sum(total.values())
     rows = [[kind, total[kind], total[kind] / count if count else 0.0] for kind in OUTCOMES]
-    title = f'Mistakes, at a score of {score_threshold:g} and an IoU of {iou_threshold:g}'
+    title = f'Errors, at a score of {score_threshold:g} and an IoU of {iou_threshold:g}'
     return Table(title, ['kind', 'number', 'share'], rows, bars=['share'])
 
 
@@ -298,71 +314,6 @@ def _confusion(
 ) -> Confusion:
     ids = [*names, None]
     counts = [[pairs[true, predicted] for predicted in ids] for true in ids]
-    labels = [*names.values(), BACKGROUND]
+    labels = [*names.values(), 'background']
     note = f'Boxes of at least {score_threshold:g}, at an IoU of {iou_threshold:g}.'
     return Confusion(labels, counts, note)
-
-
-@dataclass
-class _Drawer:
-    """Pictures of an image with its annotations, and with what was found."""
-
-    truth: COCO
-    names: dict[int, str]
-    folder: Path
-    by_image: Mapping[tuple[str, int], list[dict]]
-    has_masks: bool
-
-    def __call__(self, image_id: int, outcome: ImageOutcome) -> Example:
-        info = self.truth.loadImgs(image_id)[0]
-        path = self.folder / info['file_name']
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise UserError(f'{path} cannot be read; it is among the images to show.')
-        truths = self.truth.loadAnns(self.truth.getAnnIds(image_id))
-        found = self.by_image['segm' if self.has_masks else 'bbox', image_id]
-        text = ', '.join(
-            f'{outcome.counts[kind]} {kind}' for kind in OUTCOMES if outcome.counts[kind]
-        )
-        return Example(
-            name=info['file_name'],
-            score=outcome.f1 or 0.0,
-            text=text,
-            truth=self._draw(image, truths),
-            found=self._draw(image, sorted(found, key=lambda each: each['score'])),
-        )
-
-    def _draw(self, image: np.ndarray, objects: Sequence[dict]) -> np.ndarray:
-        palette = dict(zip(self.names, palette_of(len(self.names)), strict=True))
-        boxes = [each['bbox'] if 'bbox' in each else _box_of(each) for each in objects]
-        corners = np.array([[x, y, x + w, y + h] for x, y, w, h in boxes]).reshape(-1, 4)
-        height, width = image.shape[:2]
-        shapes = [
-            enlarged(masks.decode(_rle(each['segmentation'], height, width)).astype(bool))
-            for each in objects
-            if each.get('segmentation')
-        ]
-        larger = enlarged(image)
-        return draw_instances(
-            larger,
-            corners * (larger.shape[0] / height),
-            [palette[each['category_id']] for each in objects],
-            [_text(self.names[each['category_id']], each.get('score')) for each in objects],
-            np.stack(shapes) if shapes and len(shapes) == len(objects) else None,
-        )
-
-
-def _text(name: str, score: float | None) -> str:
-    return name if score is None else f'{name} {score:.2f}'
-
-
-def _rle(segmentation: Any, height: int, width: int) -> dict:
-    if isinstance(segmentation, list):  # polygons
-        return masks.merge(masks.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation['counts'], list):
-        return masks.frPyObjects(segmentation, height, width)
-    return segmentation
-
-
-def _box_of(detection: dict) -> list[float]:
-    return masks.toBbox(detection['segmentation']).tolist()

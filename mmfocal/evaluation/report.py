@@ -15,7 +15,8 @@ import cv2
 import jinja2
 import numpy as np
 
-SIDE = 480  # of pictures in the report, at most, in pixels
+from mmfocal.utils.errors import UserError
+from mmfocal.visualization.predictions import SIDE
 
 
 @dataclass
@@ -61,9 +62,9 @@ class Example:
     Attributes:
         name: of the file.
         score: from 0 to 1, by which images are ranked.
-        text: what is behind it.
-        truth: ``(H, W, 3)`` of uint8, BGR.
-        found: likewise.
+        text: what the score comes from.
+        truth: with ground truth, ``(H, W, 3)`` of uint8, BGR.
+        found: with predictions, ``(H, W, 3)`` of uint8, BGR.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Report:
         worst: images, the worst first.
         best: images, the best first.
         facts: where it comes from, names and values.
-        curves: path of a picture of the run's curves, None for none.
+        curves: path of an image of the run's curves; None for none.
     """
 
     summary: list[tuple[str, str]]
@@ -98,10 +99,10 @@ class Report:
     curves: Path | None = None
 
     def as_numbers(self) -> dict[str, Any]:
-        """All but the pictures, for JSON."""
+        """All but the images, for JSON."""
 
-        def ranked(pictures: Sequence[Example]) -> list[dict]:
-            return [dict(name=each.name, score=each.score, text=each.text) for each in pictures]
+        def ranked(examples: Sequence[Example]) -> list[dict]:
+            return [dict(name=each.name, score=each.score, text=each.text) for each in examples]
 
         return dict(
             facts=dict(self.facts),
@@ -122,14 +123,12 @@ def percent(value: float) -> str:
     return f'{100 * value:.1f} %'
 
 
-def enlarged(array: np.ndarray) -> np.ndarray:
-    """A small picture or map with its pixels repeated, so that texts on it are small.
-
-    Args:
-        array: ``(H, W)`` or ``(H, W, C)``.
-    """
-    factor = max(1, SIDE // max(array.shape[:2]))
-    return array.repeat(factor, axis=0).repeat(factor, axis=1)
+def read_image(path: Path) -> np.ndarray:
+    """An image to show, ``(H, W, 3)`` of uint8, BGR."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f'{path} cannot be read; it is among the images to show.')
+    return image
 
 
 def write_report(report: Report, folder: str | Path, title: str) -> Path:
@@ -152,7 +151,7 @@ def write_report(report: Report, folder: str | Path, title: str) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cell=_cell, key=_key, picture=_picture, file=_file)
+    environment.filters.update(cell=_cell, key=_key, image=_image, file=_file)
     page = environment.get_template('report.html.jinja').render(report=report, title=title)
     path = folder / 'report.html'
     path.write_text(page, encoding='utf-8')
@@ -186,7 +185,7 @@ def _key(value: Any) -> str:
     return '-1' if value is None else str(value)
 
 
-def _picture(image: np.ndarray) -> str:
+def _image(image: np.ndarray) -> str:
     scale = min(1.0, SIDE / max(image.shape[:2]))
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)

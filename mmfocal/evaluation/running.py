@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,12 @@ def predict(cfg: Config, checkpoint: str, file: Path, launcher: str = 'none') ->
 
 
 def analyze(cfg: Config, file: Path, **options: Any) -> Report:
-    """The report of predictions that are there.
+    """The report of predictions that were made before.
 
     Args:
         cfg: complete.
         file: that was given to :func:`predict`, or to tools/test.py as ``--out``.
-        **options: of :func:`analyze_detections`; segmenters take ``images`` alone.
+        **options: of :func:`analyze_detections`; segmenters take only ``images``.
 
     Raises:
         UserError: a classifier, no predictions, or what the functions of both families raise.
@@ -81,13 +80,9 @@ def _segmentations(cfg: Config, folder: Path, images: int) -> Report:
             'has them: --cfg-options test_dataloader.dataset.data_prefix.seg_map_path=FOLDER'
         )
 
-    def samples() -> Iterator[tuple[Path, Any]]:
-        for info in infos:
-            yield Path(info['img_path']), partial(_label_map, load, info)
-
     meta = dataset.metainfo
     return analyze_segmentations(
-        samples(),
+        [(Path(info['img_path']), partial(_label_map, load, info)) for info in infos],
         folder,
         meta['classes'],
         meta.get('palette'),

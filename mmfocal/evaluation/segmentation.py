@@ -1,4 +1,4 @@
-"""Predicted label maps against the true ones: IoU of each class, confusions, images."""
+"""Error analysis of label maps: IoU of each class, confusions, images."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from mmfocal.utils.errors import UserError
-from mmfocal.visualization.overlays import draw_label_map, palette_of
+from mmfocal.visualization.predictions import draw_label_map, enlarged, palette_of
 
-from .report import Confusion, Example, Report, Table, enlarged, percent
+from .report import Confusion, Example, Report, Table, percent, read_image
 
 
 def count_pixels(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
@@ -89,15 +89,11 @@ def analyze_segmentations(
     ]
     colours = palette_of(len(classes), palette)
 
-    def picture(score: float, path: Path, load: Callable[[], np.ndarray]) -> Example:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise UserError(f'{path} cannot be read; it is among the images to show.')
-        maps = (load().astype(np.uint8), _predicted(path, folder, first_label))
-        truth, found = (
-            draw_label_map(enlarged(image), enlarged(each), colours, classes) for each in maps
-        )
-        return Example(path.name, score, f'mIoU {percent(score)}', truth, found)
+    def example(score: float, path: Path, load: Callable[[], np.ndarray]) -> Example:
+        image = enlarged(read_image(path))
+        maps = load().astype(np.uint8), _predicted(path, folder, first_label)
+        sides = (draw_label_map(image, enlarged(each), classes, colours) for each in maps)
+        return Example(path.name, score, f'mIoU {percent(score)}', *sides)
 
     ranked = sorted(per_image, key=lambda each: (each[0], str(each[1])))
     worst = ranked[:images]
@@ -116,8 +112,8 @@ def analyze_segmentations(
         ],
         confusion=Confusion(list(classes), counts.tolist(), 'Pixels that have a label.'),
         measure='mean IoU of the classes that are in the image',
-        worst=[picture(*each) for each in worst],
-        best=[picture(*each) for each in best],
+        worst=[example(*each) for each in worst],
+        best=[example(*each) for each in best],
     )
 
 

@@ -1,11 +1,11 @@
-"""Models for serving: ONNX and torch.export, for images of any size, and how equal they are."""
+"""Models for serving: ONNX and torch.export, for images of any size, and their parity."""
 
 from .building import graph_of
 from .detectors import SingleStageGraph, TwoStageGraph
-from .graphs import BackboneGraph, Graph, write_onnx, write_torch
+from .files import write_int8, write_onnx, write_torch
+from .graphs import BackboneGraph, Graph, SegmenterGraph
 from .masks import paste_masks
 from .plain import exportable
-from .segmenters import SegmenterGraph
 
 __all__ = [
     'BackboneGraph',
@@ -16,6 +16,7 @@ __all__ = [
     'exportable',
     'graph_of',
     'paste_masks',
+    'write_int8',
     'write_onnx',
     'write_torch',
 ]

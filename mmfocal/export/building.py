@@ -10,12 +10,12 @@ from mmfocal.utils.errors import UserError
 from mmfocal.visualization.view import find_backbone
 
 from .detectors import SingleStageGraph, TwoStageGraph
-from .graphs import BackboneGraph, Graph
-from .segmenters import SegmenterGraph
+from .graphs import BackboneGraph, Graph, SegmenterGraph
 
-EXPORTED = (
-    'RetinaNet, ATSS and other single stages that predict deltas of anchors, Faster R-CNN and '
-    'Mask R-CNN of mmdet, UPerNet of mmseg'
+WHAT_CAN_BE_EXPORTED = (
+    'There are graphs for RetinaNet, ATSS and other single stages that predict deltas of '
+    'anchors, Faster R-CNN and Mask R-CNN of mmdet, UPerNet of mmseg; of all others --what '
+    'backbone exports the backbone.'
 )
 
 
@@ -24,7 +24,7 @@ def graph_of(model: nn.Module, what: str = 'model') -> Graph:
 
     Args:
         model: a detector or segmenter with a backbone of mmfocal, or such a backbone.
-        what: ``'model'``, or ``'backbone'`` for that alone.
+        what: ``'model'``, or ``'backbone'`` for only that.
 
     Raises:
         UserError: the model, or a part of it, cannot be exported; the message says what can.
@@ -36,7 +36,7 @@ def graph_of(model: nn.Module, what: str = 'model') -> Graph:
         if 'DeformConv' in type(layer).__name__:
             raise UserError(
                 f'{type(model).__name__} has deformable convolutions of mmcv, which cannot be '
-                f'exported. {_what_can()}'
+                f'exported. {WHAT_CAN_BE_EXPORTED}'
             )
     # A model of a family has imported it.
     if 'mmdet' in sys.modules:
@@ -49,11 +49,9 @@ def graph_of(model: nn.Module, what: str = 'model') -> Graph:
 
         if type(model) is EncoderDecoder:
             return SegmenterGraph(model).eval()
-    raise UserError(f'{type(model).__name__} is not among what can be exported. {_what_can()}')
-
-
-def _what_can() -> str:
-    return f'There are graphs for {EXPORTED}; of all others --what backbone exports the backbone.'
+    raise UserError(
+        f'{type(model).__name__} is not among what can be exported. {WHAT_CAN_BE_EXPORTED}'
+    )
 
 
 def _is_single_stage(model: nn.Module) -> bool:

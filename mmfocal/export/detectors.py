@@ -1,9 +1,9 @@
 """Detectors of mmdet as graphs: raw pixels in, boxes, scores, labels and masks out.
 
-mmdet decides in Python, image by image, what is kept; here that is a graph for all images of a
-batch. Layers are mmdet's own, and every rule below is that of the class that it names: what comes
-out is what ``model.predict`` gives for an image of the same size, but for rounding, which may
-exchange detections whose scores or overlaps are the same to the last digits.
+mmdet decides in Python, image by image, what is kept; here one graph does so for all images of a
+batch. Layers are mmdet's own, and every rule is that of the mmdet class that it names. The result
+is that of ``model.predict`` for an image of the same size, except that rounding may exchange
+detections whose scores or overlaps are the same to the last digits.
 """
 
 from __future__ import annotations
@@ -18,62 +18,8 @@ from torch import Tensor, nn
 
 from mmfocal.utils.errors import UserError
 
-from .graphs import Graph
+from .graphs import ImageGraph
 from .operators import MOST_PLACES, nms, roi_align
-from .plain import exportable
-
-
-class ImageGraph(Graph):
-    """A model that begins with raw pixels.
-
-    Input: uint8 ``(B, 3, H, W)``, RGB, of any size, not padded, and resized as the model expects.
-    """
-
-    dtype: ClassVar[torch.dtype] = torch.uint8
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = exportable(model)
-        self.preprocessing = Preprocessing(model.data_preprocessor)
-
-    def features(self, image: Tensor) -> Sequence[Tensor]:
-        return self.model.extract_feat(self.preprocessing(image))
-
-
-class Preprocessing(nn.Module):
-    """Normalisation and padding by zeros, or what the config says, to a multiple of a size."""
-
-    def __init__(self, preprocessor: nn.Module) -> None:
-        super().__init__()
-        # Pictures are read as BGR by mmcv. The families have names of their own.
-        converts = ('_channel_conversion', 'channel_conversion')
-        self.is_bgr = not any(getattr(preprocessor, name, False) for name in converts)
-        if getattr(preprocessor, 'test_cfg', None):
-            raise UserError(
-                'Padding by data_preprocessor.test_cfg cannot be exported. Leave it out: '
-                '--cfg-options model.data_preprocessor.test_cfg=None'
-            )
-        self.divisor = getattr(preprocessor, 'pad_size_divisor', 1)
-        self.pad_value = float(getattr(preprocessor, 'pad_value', 0))
-        self.normalises = preprocessor._enable_normalize
-        if self.normalises:
-            self.register_buffer('mean', preprocessor.mean.view(1, 3, 1, 1).clone())
-            self.register_buffer('std', preprocessor.std.view(1, 3, 1, 1).clone())
-
-    def forward(self, image: Tensor) -> Tensor:
-        """uint8 RGB ``(B, 3, H, W)`` to what the backbone takes."""
-        x = image.float()
-        if self.is_bgr:
-            x = x.flip(1)
-        if self.normalises:
-            x = (x - self.mean) / self.std
-        if self.divisor > 1:
-            bottom, right = (
-                (side + self.divisor - 1) // self.divisor * self.divisor - side
-                for side in x.shape[-2:]
-            )
-            x = F.pad(x, (0, right, 0, bottom), value=self.pad_value)
-        return x
 
 
 class DetectorGraph(ImageGraph):
@@ -92,38 +38,30 @@ class DetectorGraph(ImageGraph):
     def expected(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
         """As the outputs, but with masks of pixels, bool ``(N, H, W)``."""
         from mmdet.structures import DetDataSample
+        from mmengine.structures import InstanceData
 
         size = tuple(image.shape[-2:])
         info = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
         samples = [DetDataSample(metainfo=info) for _ in image]
-        data = model.data_preprocessor(
-            dict(inputs=list(image.flip(1)), data_samples=samples), False
-        )
-        found = [
-            sample.pred_instances
-            for sample in model.predict(data['inputs'], data['data_samples'], rescale=False)
-        ]
-        outputs = [
-            torch.cat([instances[name] for instances in found])
-            for name in ('bboxes', 'scores', 'labels')
-        ]
-        counts = torch.tensor([len(instances) for instances in found])
-        outputs.append(torch.arange(len(image)).repeat_interleave(counts))
-        if model.with_mask:
-            outputs.append(torch.cat([instances.masks for instances in found]))
-        return tuple(outputs)
+        inputs = dict(inputs=list(image.flip(1)), data_samples=samples)
+        data = model.data_preprocessor(inputs, False)
+        predicted = model.predict(data['inputs'], data['data_samples'], rescale=False)
+        counts = torch.tensor([len(sample.pred_instances) for sample in predicted])
+        found = InstanceData.cat([sample.pred_instances for sample in predicted])
+        images = torch.arange(len(image)).repeat_interleave(counts)
+        masks = (found.masks,) if model.with_mask else ()
+        return found.bboxes, found.scores, found.labels, images, *masks
 
 
 class SingleStageGraph(DetectorGraph):
-    """RetinaNet, ATSS, and other single stages whose heads predict deltas of anchors."""
+    """RetinaNet, ATSS and other one-stage detectors whose heads predict deltas of anchors."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.head = Anchors(self.model.bbox_head, model.test_cfg)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        boxes, scores, labels, images = self.head(self.features(image), image.shape[-2:])
-        return boxes, scores, labels, images
+        return self.head(self.features(image), image.shape[-2:])
 
 
 class TwoStageGraph(DetectorGraph):
@@ -159,11 +97,7 @@ class Anchors(nn.Module):
         super().__init__()
         from mmdet.models.dense_heads import RPNHead
 
-        if getattr(head.loss_cls, 'custom_cls_channels', False):
-            raise UserError(
-                f'{type(head.loss_cls).__name__} has an activation of its own, which cannot be '
-                'exported.'
-            )
+        _refuse_own_activation(head.loss_cls, 'custom_cls_channels')
         self.head = head
         self.decode = Deltas(head.bbox_coder)
         self.proposes = isinstance(head, RPNHead)
@@ -233,20 +167,14 @@ class Regions(nn.Module):
         super().__init__()
         if head.with_shared_head:
             raise UserError('A shared head of regions cannot be exported.')
-        self.bbox_head = head.bbox_head
-        if self.bbox_head.custom_activation:
-            raise UserError(
-                f'{type(self.bbox_head.loss_cls).__name__} has an activation of its own, which '
-                'cannot be exported.'
-            )
-        self.classify = RegionHead(head.bbox_roi_extractor, self.bbox_head)
-        self.decode = Deltas(self.bbox_head.bbox_coder)
+        _refuse_own_activation(head.bbox_head.loss_cls, 'custom_activation')
+        self.classify = RegionHead(head.bbox_roi_extractor, head.bbox_head)
+        self.segment = None
+        if head.with_mask:
+            self.segment = RegionHead(head.mask_roi_extractor, head.mask_head)
+        self.decode = Deltas(head.bbox_head.bbox_coder)
         self.score_thr = float(test_cfg.score_thr)
         self.suppress = Suppression(test_cfg)
-        self.mask_head = None
-        if head.with_mask:
-            self.mask_head = head.mask_head
-            self.segment = RegionHead(head.mask_roi_extractor, self.mask_head)
 
     def forward(
         self,
@@ -269,7 +197,7 @@ class Regions(nn.Module):
         scores = scores.softmax(dim=-1)[:, :-1]
         proposal, label = _places(scores > self.score_thr).unbind(1)
         scores, images = scores[proposal, label], images[proposal]
-        of_class = torch.zeros_like(label) if self.bbox_head.reg_class_agnostic else label
+        of_class = torch.zeros_like(label) if self.classify.head.reg_class_agnostic else label
         deltas = deltas.unflatten(1, (-1, 4))[proposal, of_class]
         boxes = self.decode(proposals[proposal], deltas, size)
 
@@ -279,16 +207,16 @@ class Regions(nn.Module):
             boxes.expand(batch, -1, -1), scores * own, label.expand(batch, -1)
         )
         boxes, scores, labels = boxes[chosen], scores[chosen], label[chosen]
-        if self.mask_head is None:
+        if self.segment is None:
             return boxes, scores, labels, images
         masks = self.segment(features, boxes, images)
-        of_class = torch.zeros_like(labels) if self.mask_head.class_agnostic else labels
+        of_class = torch.zeros_like(labels) if self.segment.head.class_agnostic else labels
         masks = masks[torch.arange(labels.shape[0], device=labels.device), of_class]
         return boxes, scores, labels, images, masks.sigmoid()
 
 
 class RegionHead(nn.Module):
-    """A head, and what boxes see of the map for their size, as ``SingleRoIExtractor`` of mmdet."""
+    """A head with its ``SingleRoIExtractor`` of mmdet: each box sees the map for its size."""
 
     def __init__(self, extractor: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -314,14 +242,11 @@ class RegionHead(nn.Module):
         parts, order = [], []
         for level, (of_level, scale) in enumerate(zip(features, self.scales, strict=False)):
             numbers = _places(levels == level).squeeze(1)
-            parts.append(
-                roi_align(
-                    of_level, boxes[numbers], images[numbers], *self.size, scale, self.samples
-                )
-            )
+            where = boxes[numbers], images[numbers], *self.size
+            parts.append(roi_align(of_level, *where, scale, self.samples))
             order.append(numbers)
         regions = torch.cat(parts)[torch.cat(order).argsort()]
-        # With one region of nothing: there may be no box, which not all layers bear.
+        # With an empty region appended, since not all layers take a batch of none.
         out = self.head(F.pad(regions, (0, 0, 0, 0, 0, 0, 0, 1)))
         return out[:-1] if isinstance(out, Tensor) else tuple(each[:-1] for each in out)
 
@@ -380,11 +305,18 @@ class Suppression(nn.Module):
             scores: float32 ``(B, n)``, 0 for what is no candidate.
             groups: int64 ``(B, n)``; boxes of different groups do not suppress each other.
         """
-        # As in mmcv each group is moved out of the others' reach, rounding included.
+        # As in mmcv, rounding included, each group is moved out of the others' reach.
         candidates = boxes * (scores > 0)[..., None]
         reach = F.pad(candidates.flatten(1), (0, 1)).amax(dim=1) + 1
         moved = boxes + (groups * reach[:, None])[..., None]
         return nms(moved, scores, self.iou_threshold, self.most).unbind(1)
+
+
+def _refuse_own_activation(loss: nn.Module, flag: str) -> None:
+    if getattr(loss, flag, False):
+        raise UserError(
+            f'{type(loss).__name__} has an activation of its own, which cannot be exported.'
+        )
 
 
 def _places(mask: Tensor) -> Tensor:

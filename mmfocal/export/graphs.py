@@ -1,35 +1,20 @@
-"""What is exported: a module with one image tensor as input, and the files that it becomes."""
+"""What is exported: modules with one image tensor as input, of any batch, height and width."""
 
 from __future__ import annotations
 
-import logging
-import os
-import re
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-import torch.fx.experimental._config
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfocal.models import FocalTransformer
+from mmfocal.models.focal_transformer import pad_to_multiple
 from mmfocal.utils.errors import UserError
 
-from .operators import translations
 from .plain import exportable
-
-# What PyTorch's exporter writes and ONNX Runtime 1.32 reads; GELU is an operator from 20 on. The
-# default is read by ONNX Runtime 1.23, the last for Python 3.10.
-OPSETS = range(20, 26)
-DEFAULT_OPSET = 23
-# Traced sizes decide nothing. These have several windows in every stage, since PyTorch takes a
-# side of one for a constant.
-TRACED_SHAPE = (2, 3, 512, 640)
-DYNAMIC = ('batch', None, 'height', 'width')
 
 
 class Graph(nn.Module):
@@ -37,28 +22,24 @@ class Graph(nn.Module):
 
     Attributes:
         output_names: of what ``forward`` returns.
+        newest_opset: the newest ONNX opset whose operators ONNX Runtime 1.32 has.
         dtype: of the image.
-        newest_opset: the newest of ``OPSETS`` whose operators ONNX Runtime has.
     """
 
     output_names: tuple[str, ...]
-    newest_opset: ClassVar[int] = OPSETS[-1]
+    newest_opset: ClassVar[int] = 25
     dtype: ClassVar[torch.dtype] = torch.float32
-
-    @abstractmethod
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, in the order of their names."""
 
     @staticmethod
     @abstractmethod
     def expected(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
-        """What the model itself, from which a graph was made, says of an image."""
+        """What the original model computes, for comparison with the outputs."""
 
-    def image(self, batch: int, height: int, width: int, seed: int = 0) -> Tensor:
-        """An image to try it with, without meaning but not of noise alone."""
-        generator = torch.Generator().manual_seed(seed)
+    def image(self, batch: int, height: int, width: int) -> Tensor:
+        """An image with random structure, to try the graph with."""
+        generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(batch, 3, height // 24 + 2, width // 24 + 2, generator=generator)
-        image = nn.functional.interpolate(coarse, (height, width), mode='bilinear')
+        image = F.interpolate(coarse, (height, width), mode='bilinear')
         image += 0.1 * torch.rand(image.shape, generator=generator)
         if self.dtype == torch.uint8:
             return (image * 230).to(torch.uint8)
@@ -86,101 +67,76 @@ class BackboneGraph(Graph):
         return model(image)
 
 
-def write_onnx(graph: Graph, path: str | os.PathLike, opset: int | None = None) -> None:
-    """Writes a graph as ONNX, with its weights in the same file.
+class ImageGraph(Graph):
+    """A model that begins with raw pixels.
 
-    Args:
-        graph: what is exported.
-        path: of the file.
-        opset: from ``OPSETS[0]`` to the graph's newest; ``DEFAULT_OPSET`` or the graph's newest by
-            default.
-
-    Raises:
-        UserError: the opset is none of them, or a package is missing.
+    Input: uint8 ``(B, 3, H, W)``, RGB, of any size, not padded, and resized as the model expects.
     """
-    opset = min(DEFAULT_OPSET, graph.newest_opset) if opset is None else opset
-    if not OPSETS[0] <= opset <= graph.newest_opset:
-        raise UserError(
-            f'The opset must be one of {OPSETS[0]} to {graph.newest_opset}, got {opset}: ONNX '
-            'Runtime has the operators of these, and GELU is an operator from 20 on.'
-        )
-    require_packages()
-    dynamic = {axis: name for axis, name in enumerate(DYNAMIC) if name}
-    with _tracing():
-        program = torch.onnx.export(
-            graph,
-            (graph.image(*_traced_size()),),
-            dynamo=True,
-            opset_version=opset,
-            input_names=['image'],
-            output_names=list(graph.output_names),
-            dynamic_shapes=(dynamic,),
-            custom_translation_table=translations(),
-            verbose=False,
-        )
-    _name_sizes(program.model.graph)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    program.save(path)
+
+    dtype: ClassVar[torch.dtype] = torch.uint8
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = exportable(model)
+        self.preprocessing = Preprocessing(model.data_preprocessor)
+
+    def features(self, image: Tensor) -> Sequence[Tensor]:
+        return self.model.extract_feat(self.preprocessing(image))
 
 
-def write_torch(graph: Graph, path: str | os.PathLike) -> None:
-    """Writes a graph as a program of :mod:`torch.export`.
+class Preprocessing(nn.Module):
+    """Normalisation, and padding to a multiple of a size, as a ``data_preprocessor`` has them."""
 
-    To be run by ``torch.export.load(path).module(check_guards=False)``. The guards that this
-    leaves out are about strides of the traced image, by which no result is decided, and would
-    refuse single windows and sizes that are multiples of them.
+    def __init__(self, preprocessor: nn.Module) -> None:
+        super().__init__()
+        # mmcv reads images as BGR. The families name the option differently.
+        converts = ('_channel_conversion', 'channel_conversion')
+        self.is_bgr = not any(getattr(preprocessor, name, False) for name in converts)
+        if getattr(preprocessor, 'test_cfg', None):
+            raise UserError(
+                'Padding by data_preprocessor.test_cfg cannot be exported. Leave it out: '
+                '--cfg-options model.data_preprocessor.test_cfg=None'
+            )
+        self.divisor = getattr(preprocessor, 'pad_size_divisor', 1)
+        self.pad_value = float(getattr(preprocessor, 'pad_value', 0))
+        self.normalises = preprocessor._enable_normalize
+        if self.normalises:
+            self.register_buffer('mean', preprocessor.mean.view(1, 3, 1, 1).clone())
+            self.register_buffer('std', preprocessor.std.view(1, 3, 1, 1).clone())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """uint8 RGB ``(B, 3, H, W)`` to what the backbone takes."""
+        x = image.float()
+        if self.is_bgr:
+            x = x.flip(1)
+        if self.normalises:
+            x = (x - self.mean) / self.std
+        return x if self.divisor == 1 else pad_to_multiple(x, self.divisor, self.pad_value)
+
+
+class SegmenterGraph(ImageGraph):
+    """UPerNet and other segmenters of mmseg that see an image as a whole.
+
+    Output: ``logits``, float32 ``(B, classes, H, W)``, whose largest is the class of a pixel.
     """
-    dynamic = {axis: torch.export.Dim.DYNAMIC for axis, name in enumerate(DYNAMIC) if name}
-    with _tracing():
-        program = torch.export.export(
-            graph, (graph.image(*_traced_size()),), dynamic_shapes=(dynamic,), strict=False
-        )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    torch.export.save(program, path)
 
+    output_names = ('logits',)
 
-def _name_sizes(graph: Any) -> None:
-    """Calls the number of detections by that name, instead of one that PyTorch has made up."""
-    for output in graph.outputs:
-        for axis, size in enumerate(output.shape):
-            if re.fullmatch(r'u\d+', str(size)):
-                output.shape[axis] = 'detections'
+    def __init__(self, model: nn.Module) -> None:
+        if model.test_cfg.mode != 'whole':
+            raise UserError(
+                f'This segmenter is tested with mode={model.test_cfg.mode!r}, in windows that are '
+                'no part of a graph. Export it for whole images: '
+                '--cfg-options model.test_cfg.mode=whole'
+            )
+        super().__init__(model)
+        self.head = self.model.decode_head
 
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        logits, aligned = self.head(self.features(image)), self.head.align_corners
+        return (F.interpolate(logits, image.shape[-2:], mode='bilinear', align_corners=aligned),)
 
-def require_packages() -> None:
-    """Raises a UserError where a package is missing that ONNX files need."""
-    from importlib.util import find_spec
-
-    from mmfocal.utils.compat import pip
-
-    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
-    if missing:
-        raise UserError(
-            f'{", ".join(missing)}: not installed, and needed for ONNX. Run: '
-            f'{pip("install", *missing)}'
-        )
-
-
-def _traced_size() -> tuple[int, int, int]:
-    batch, _, height, width = TRACED_SHAPE
-    return batch, height, width
-
-
-@contextmanager
-def _tracing() -> Iterator[None]:
-    """Sizes of one are like all others, and the exporter is silent about itself."""
-    loggers = [logging.getLogger(name) for name in ('torch.onnx', 'onnxscript', 'onnx_ir')]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            torch.fx.experimental._config.patch(backed_size_oblivious=True),
-            torch.no_grad(),
-        ):
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    @staticmethod
+    def expected(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+        data = model.data_preprocessor(dict(inputs=list(image.flip(1))), False)
+        return (model.encode_decode(data['inputs'], [dict(img_shape=tuple(image.shape[-2:]))]),)

@@ -1,4 +1,4 @@
-"""From the masks of an exported detector to masks of pixels. NumPy alone, to be taken along."""
+"""Masks of pixels from those of an exported detector. Needs only NumPy, so it can be copied."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Operators of detectors that ONNX has and PyTorch has not, each as one node of a graph.
+"""Operators of detectors that ONNX has and PyTorch lacks, each as one node of a graph.
 
-In PyTorch they are mmcv's. ``TRANSLATIONS`` says what they are in ONNX. A program of
+In PyTorch they are mmcv's; :func:`translations` says what they are in ONNX. A program of
 :mod:`torch.export` that contains them needs ``import mmfocal.export`` where it is run.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Bound of numbers that follow from data, for the exporter, which calculates with bounds.
+# Bound of counts that follow from data, for the exporter, which calculates with bounds.
 MOST_PLACES = 2**31
 
 
@@ -78,15 +78,7 @@ def roi_align(
 
 
 @roi_align.register_fake
-def _(
-    features: Tensor,
-    boxes: Tensor,
-    images: Tensor,
-    height: int,
-    width: int,
-    scale: float,
-    samples: int,
-) -> Tensor:
+def _(features: Tensor, boxes: Tensor, images: Tensor, height: int, width: int, *_: Any) -> Tensor:
     return features.new_empty((boxes.shape[0], features.shape[1], height, width))
 
 

@@ -1,4 +1,4 @@
-"""How equal an exported file is to the model that it came from."""
+"""Parity of an exported file and the model that it came from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmfocal.datasets.checking import why_unreadable
+from mmfocal.datasets.checks import why_unreadable
 from mmfocal.utils.errors import UserError
 
 from .detectors import DetectorGraph
@@ -45,7 +45,7 @@ SIZES = (
 # What rounding of float32 explains, with room. Maps and logits: relative to the largest value.
 # Detections: boxes in pixels, probabilities, and the part of pixels of all masks of an image.
 TOLERANCES = {'maps': 1e-4, 'boxes': 0.05, 'scores': 1e-4, 'masks': 0.01}
-# The part of detections that may stand on one side alone, because a score or an overlap is at a
+# The part of detections that may be on one side only, because a score or an overlap is at a
 # threshold, or two scores are the same.
 UNMATCHED = 0.01
 # Detections of both sides are the same up to here: pixels, part of the longer side, probability.
@@ -109,7 +109,7 @@ def compare(
         model: the model or backbone, in evaluation mode.
         run: from an image to the outputs of the exported graph.
         sizes: batch, height and width of the images.
-        image_of: makes them, see :func:`resized_picture`; drawn by the graph itself by default.
+        image_of: makes them, see :func:`resized_image`; drawn by the graph itself by default.
 
     Raises:
         ValueError: an output has another shape than the model's.
@@ -132,11 +132,11 @@ def compare(
     return parity
 
 
-def resized_picture(path: str | os.PathLike, graph: Graph) -> Callable[[int, int, int], Tensor]:
-    """From batch, height and width to a picture of that size, and the same flipped.
+def resized_image(path: str | os.PathLike, graph: Graph) -> Callable[[int, int, int], Tensor]:
+    """A function from batch, height and width to an image of that size, and its mirror images.
 
     Args:
-        path: of the picture.
+        path: of the image.
         graph: whose input it becomes.
 
     Raises:
@@ -146,10 +146,10 @@ def resized_picture(path: str | os.PathLike, graph: Graph) -> Callable[[int, int
 
     if reason := why_unreadable(os.fspath(path)):
         raise UserError(f'{path} {reason}')
-    picture = cv2.imread(os.fspath(path))[:, :, ::-1]
+    pixels = np.ascontiguousarray(cv2.imread(os.fspath(path))[:, :, ::-1])
 
     def image(batch: int, height: int, width: int) -> Tensor:
-        resized = cv2.resize(np.ascontiguousarray(picture), (width, height))
+        resized = cv2.resize(pixels, (width, height))
         upright = torch.from_numpy(resized).permute(2, 0, 1)
         flips = (upright, upright.flip(2), upright.flip(1))
         images = torch.stack([flips[number % 3] for number in range(batch)])
@@ -166,11 +166,10 @@ def relative_difference(got: np.ndarray, expected: Tensor) -> float:
     """
     if got.shape != tuple(expected.shape):
         raise ValueError(f'expected an output of {tuple(expected.shape)}, got {got.shape}')
+    if not np.isfinite(got).all():  # a maximum would not show NaN
+        return float('inf')
     expected = expected.double().numpy()
     largest = np.abs(expected).max(initial=0)
-    # NaN is no difference that a maximum would show.
-    if not np.isfinite(got).all():
-        return float('inf')
     return float(np.abs(got - expected).max(initial=0) / max(largest, 1e-30))
 
 
@@ -208,55 +207,42 @@ def _detections(
     return row, matched
 
 
-def onnx_session(path: str | os.PathLike, threads: int | None = None) -> Any:
-    """ONNX Runtime's session of a file, on the CPU.
-
-    Args:
-        path: of the file.
-        threads: that it uses, by default as many as PyTorch.
-    """
+def onnx_session(path: str | os.PathLike) -> Any:
+    """ONNX Runtime's session of a file, on the CPU, with as many threads as PyTorch."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    # Threads that wait for each other spin by default, which slows what else runs.
+    # Threads that wait for each other spin by default, which slows everything else.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
 
 def run_onnx(path: str | os.PathLike) -> Callable[[Tensor], list[np.ndarray]]:
-    """From an image to what ONNX Runtime says of it."""
+    """A function from an image to the outputs that ONNX Runtime computes."""
     session = onnx_session(path)
     return lambda image: session.run(None, {'image': image.numpy()})
 
 
 def run_torch(path: str | os.PathLike) -> Callable[[Tensor], list[np.ndarray]]:
-    """From an image to what a program of torch.export says of it."""
+    """A function from an image to the outputs of a program of torch.export."""
     program = torch.export.load(path).module(check_guards=False)
-
-    def run(image: Tensor) -> list[np.ndarray]:
-        with torch.no_grad():
-            return [output.numpy() for output in program(image)]
-
-    return run
+    return torch.no_grad()(lambda image: [output.numpy() for output in program(image)])
 
 
 def spread_scores(graph: Graph, model: nn.Module) -> None:
-    """Gives a detector without training something to find, so that it can be compared.
+    """Makes an untrained detector find something, so that it can be compared.
 
-    Heads begin with scores below every threshold. Their last layers are scaled and moved such that
+    Heads begin with scores below every threshold. Their last layers are scaled and moved so that
     scores of an image are spread, in ``model`` and in ``graph``, which is made of it.
     """
-    layers = [
-        (name, wanted)
-        for name, module in model.named_modules()
-        for part, wanted in LAST_LAYERS.items()
-        if name.endswith(part) and hasattr(module, 'weight')
-    ]
     image = graph.image(1, 256, 320)
-    for name, (mean, deviation) in layers:
-        layer, seen = model.get_submodule(name), []
+    for name, layer in model.named_modules():
+        last = name.rpartition('.')[2]
+        if last not in LAST_LAYERS or not hasattr(layer, 'weight'):
+            continue
+        (mean, deviation), seen = LAST_LAYERS[last], []
         hook = layer.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
         with torch.no_grad():
             graph.expected(model, image)

@@ -1,10 +1,9 @@
-"""Layers in plain operations of tensors, whose graph serves all sizes of images.
+"""Layers in plain operations of tensors, whose graph serves images of all sizes.
 
-A traced graph has the outcome of every decision that Python takes, and the operator of
-:func:`mmfocal.focal_attention` is unknown to other runtimes. The modules here have the weights of
-those that they replace, decide nothing by the size of a map, and compute attention with products,
-gathered rows and softmax. :mod:`mmfocal.geometry` says which keys a window has, as ever; its
-tables become part of the graph.
+A traced graph fixes every decision that Python takes, and other runtimes do not know the operator
+of :func:`mmfocal.focal_attention`. The modules here take over the weights of those that they
+replace, decide nothing by the size of a map, and compute attention with products, gathered rows
+and softmax. The tables of :mod:`mmfocal.geometry` become part of the graph.
 """
 
 from __future__ import annotations
@@ -20,12 +19,7 @@ from torch.nn.modules.utils import _pair
 
 from mmfocal.geometry import ClosestGeometry, FocalKeys
 from mmfocal.models.focal_self_attention import FocalSelfAttention
-from mmfocal.models.focal_transformer import (
-    FocalStage,
-    FocalTransformer,
-    PatchEmbed,
-    PatchMerging,
-)
+from mmfocal.models.focal_transformer import FocalTransformer
 from mmfocal.utils.errors import UserError
 
 
@@ -76,14 +70,6 @@ class KeysInGraph(NamedTuple):
     index: Tensor
     mask: Tensor
 
-    @classmethod
-    def of(cls, keys: FocalKeys, like: Tensor) -> KeysInGraph:
-        tables = keys.make_tables(like.device)
-        hidden = ~tables.allowed()
-        # Not infinite: a row of infinities would make NaN, which runtimes may compute with.
-        mask = hidden.to(like.dtype) * torch.finfo(like.dtype).min
-        return cls(keys, tables.index.flatten(), mask)
-
 
 class PlainAttention(nn.Module):
     """:class:`FocalSelfAttention` for inference. The position bias is a constant of the graph."""
@@ -102,6 +88,14 @@ class PlainAttention(nn.Module):
         # Apart, so that runtimes copy no parts out of a common output.
         self.query, self.key, self.value = _projections(layer)
         self.register_buffer('bias', layer.position_bias().detach()[:, None])
+
+    def keys(self, x: Tensor) -> KeysInGraph:
+        """Keys of each window of a map ``(B, H, W, C)``."""
+        keys = self.geometry.keys(*x.shape[1:3])
+        tables = keys.make_tables(x.device)
+        # Not infinite: a row of infinities would make NaN, which runtimes may compute with.
+        mask = (~tables.allowed()).to(x.dtype) * torch.finfo(x.dtype).min
+        return KeysInGraph(keys, tables.index.flatten(), mask)
 
     def forward(self, x: Tensor, in_graph: KeysInGraph) -> Tensor:
         """Attention within one map, float ``(B, H, W, C)`` to the same."""
@@ -150,71 +144,16 @@ class PlainAttention(nn.Module):
 
 def _projections(layer: FocalSelfAttention) -> list[nn.Linear]:
     """The three parts of a layer's projection; queries have its scale."""
+    weights = layer.qkv.weight.chunk(3)
+    biases = [None] * 3 if layer.qkv.bias is None else layer.qkv.bias.chunk(3)
     parts = []
-    for part, scale in enumerate((layer.scale, 1.0, 1.0)):
-        channels = layer.qkv.in_features
-        rows = slice(part * channels, (part + 1) * channels)
-        linear = nn.Linear(channels, channels, bias=layer.qkv.bias is not None)
-        linear.weight = nn.Parameter(layer.qkv.weight[rows] * scale, requires_grad=False)
-        if linear.bias is not None:
-            linear.bias = nn.Parameter(layer.qkv.bias[rows] * scale, requires_grad=False)
+    for weight, bias, scale in zip(weights, biases, (layer.scale, 1.0, 1.0), strict=True):
+        linear = nn.Linear(*weight.shape, bias=bias is not None)
+        linear.weight = nn.Parameter(weight * scale, requires_grad=False)
+        if bias is not None:
+            linear.bias = nn.Parameter(bias * scale, requires_grad=False)
         parts.append(linear)
     return parts
-
-
-class PlainStage(nn.Module):
-    """:class:`FocalStage`, whose tables of keys are computed once in the graph."""
-
-    def __init__(self, stage: FocalStage) -> None:
-        super().__init__()
-        self.blocks, self.downsample = stage.blocks, stage.downsample
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        height, width = x.shape[1:3]
-        keys = {
-            geometry: KeysInGraph.of(geometry.keys(height, width), x)
-            for geometry in dict.fromkeys(block.attn.geometry for block in self.blocks)
-        }
-        for block in self.blocks:
-            x = block(x, keys[block.attn.geometry])
-        if self.downsample is None:
-            return x, None
-        return x, self.downsample(x.permute(0, 3, 1, 2))
-
-
-class PlainPatchEmbed(nn.Module):
-    """:class:`PatchEmbed`, which pads to whole patches in any case."""
-
-    def __init__(self, layer: PatchEmbed) -> None:
-        super().__init__()
-        self.stride, self.pre_norm = layer.stride, layer.pre_norm
-        self.proj, self.norm = layer.proj, layer.norm
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float ``(B, C, H, W)`` to ``(B, ceil(H / stride), ceil(W / stride), embed_dims)``."""
-        if self.pre_norm is not None:
-            x = self.pre_norm(x)
-        x = self.proj(_whole_patches(x, self.stride)).permute(0, 2, 3, 1)
-        return x if self.norm is None else self.norm(x)
-
-
-class PlainPatchMerging(nn.Module):
-    """:class:`PatchMerging`, which pads to even sides in any case."""
-
-    def __init__(self, layer: PatchMerging) -> None:
-        super().__init__()
-        self.norm, self.reduction = layer.norm, layer.reduction
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float ``(B, C, H, W)`` to ``(B, ceil(H / 2), ceil(W / 2), embed_dims)``."""
-        height, width = ((side + 1) // 2 for side in x.shape[-2:])
-        x = _whole_patches(x, 2).view(-1, x.shape[1], height, 2, width, 2)
-        return self.reduction(self.norm(x.permute(0, 2, 4, 5, 3, 1).flatten(3)))
-
-
-def _whole_patches(x: Tensor, stride: int) -> Tensor:
-    bottom, right = ((side + stride - 1) // stride * stride - side for side in x.shape[-2:])
-    return F.pad(x, (0, right, 0, bottom))
 
 
 class PlainAveragePool(nn.Module):
@@ -246,8 +185,5 @@ class PlainAveragePool(nn.Module):
 # What decides by the size of a map, and what takes its place.
 PLAIN: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
     FocalSelfAttention: PlainAttention,
-    FocalStage: PlainStage,
-    PatchEmbed: PlainPatchEmbed,
-    PatchMerging: PlainPatchMerging,
     nn.AdaptiveAvgPool2d: PlainAveragePool,
 }

@@ -20,6 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mmfocal.utils.checks import require
+
 from .focal import FocalKeys, KeyTables, WindowGeometry, grid_positions, inverse_order
 
 # Pairs of a window and a token up to which keys are chosen as the authors do: 50 ms on two cores.
@@ -43,7 +45,7 @@ class ClosestKeys(FocalKeys):
         top_k = self.geometry.top_k
         height, width = self.map_size
         pooled = min(top_k, self.num_windows)
-        return min(top_k, height * width), *[pooled] * self.geometry.num_pooled_levels
+        return min(top_k, height * width), *[pooled] * (self.geometry.focal_level - 1)
 
     @property
     def num_keys(self) -> int:
@@ -81,7 +83,7 @@ class ClosestKeys(FocalKeys):
         call = (*self.map_size, list(self.geometry.values()), torch.device(device))
         return tuple(torch.ops.mmfocal.key_offsets(*call, level) for level in levels)
 
-    @torch.compiler.disable  # The reference backend alone asks for it there.
+    @torch.compiler.disable  # only the reference backend asks for it there
     def tables(self, device: torch.device | str = 'cpu') -> KeyTables:
         """The tables on ``device``, from a bounded cache."""
         return super().tables(device)
@@ -108,7 +110,7 @@ class ClosestKeys(FocalKeys):
         position, offset = _closest(centres, real, count)
         number = _separately_numbered if self.separate else _numbered
         index, numbers, offsets = [token(position)], *([part] for part in number(offset))
-        if geometry.num_pooled_levels:
+        if self.pooled_sizes:
             cells = [torch.arange(along) for along in self.grid]
             position, offset = _closest(cells, cells, pooled_count)
             pooled_numbers, offset = number(offset)
@@ -172,8 +174,7 @@ class ClosestGeometry(WindowGeometry):
 
     def __post_init__(self) -> None:
         self.check_windows(*(field.name for field in fields(self)))
-        if self.top_k < 1:
-            raise ValueError(f'top_k must be at least 1 key, got {self.top_k}')
+        require(self.top_k >= 1, 'top_k', 'at least 1 key', self.top_k)
 
 
 def _closest(centres: list[Tensor], places: list[Tensor], count: int) -> tuple[Tensor, Tensor]:

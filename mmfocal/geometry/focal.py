@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
 from types import EllipsisType
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from mmfocal.utils.checks import is_int, require
 
 BORDERS = ('wrap', 'mask')
 
@@ -104,7 +106,7 @@ class KeyTables:
             ``entries`` int32 ``(nW * N,)`` and ``offsets`` int32 ``(num_tokens + 1,)``: token
             ``t`` stands at the flat positions ``entries[offsets[t]:offsets[t + 1]]`` of
             ``index``, in ascending order. Positions that are not valid are at the end of
-            ``entries``, behind ``offsets[-1]``.
+            ``entries``, after ``offsets[-1]``.
         """
         return self._readers(self.index, self.num_tokens)
 
@@ -210,8 +212,8 @@ class FocalKeys:
         Returns:
             int64 ``(n, 4)``: level, 0 for a token and 1, 2, ... for a pooled cell; row and column
             of the upper left token; and the side in tokens. Rows run from ``shift_size`` to
-            ``padded_size + shift_size``, columns likewise: what the shift takes round the border
-            stands behind it.
+            ``padded_size + shift_size``, and columns too: what the shift takes round the border
+            stands after it.
         """
         geometry, shift = self.geometry, self.geometry.shift_size
         width = self.padded_size[1]
@@ -262,7 +264,59 @@ class FocalKeys:
 
     def make_tables(self, device: torch.device | str) -> KeyTables:
         """The tables on ``device``, computed anew."""
-        return _make_tables(self, device)
+        geometry = self.geometry
+        window, shift = geometry.window_size, geometry.shift_size
+        padded_width = self.padded_size[1]
+        padded = torch.tensor(self.padded_size, device=device)
+        size = torch.tensor(self.map_size, device=device)
+        masking = geometry.border == 'mask'
+
+        # Positions are (row, col) on the moved grid of windows; `place` is that on the map.
+        windows = grid_positions(*self.grid, device)
+        position = windows[:, None] * window + geometry.fine_offsets().to(device)
+        place = (position + shift) % padded
+        index = [place[..., 0] * padded_width + place[..., 1]]
+        queries = index[0][:, : window**2]
+        valid = [torch.ones_like(index[0], dtype=torch.bool)]
+        if masking:
+            inside = (position >= 0) & (position < padded) & (place < size)
+            valid = [inside.all(dim=-1)]
+
+        region = None
+        if shift > 0:
+            # Rows (columns) after the seam came round from the other side of the map.
+            after = (position % padded >= padded - shift).long()
+            region = 1 + 2 * after[..., 0] + after[..., 1]
+            if not masking:
+                region[:, window**2 :] = 0
+
+        start = self.num_map_tokens
+        for level, (height, width) in enumerate(self.pooled_sizes, start=1):
+            position, inside = self._pooled_region(level, windows)
+            index.append(start + position[..., 0] * width + position[..., 1])
+            valid.append(inside.all(dim=-1))
+            start = start + height * width
+
+        valid = torch.cat(valid, dim=1)
+        index = torch.cat(index, dim=1).masked_fill(~valid, 0)
+        if region is not None:
+            region = torch.nn.functional.pad(region, (0, index.shape[1] - region.shape[1]))
+
+        return KeyTables(queries, index, valid, region, inverse_order(queries), self.num_tokens)
+
+    def _pooled_region(self, level: int, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Cells ``(nW, n, 2)`` that windows see at a level, and which rows and columns count."""
+        geometry, device = self.geometry, windows.device
+        pooled = torch.tensor(self.pooled_sizes[level - 1], device=device)
+        cells = grid_positions(geometry.region_size(level), device=device)
+        position = windows[:, None] * geometry.cells_per_window(level) + cells
+        position = position - geometry.focal_window // 2
+        inside = (position >= 0) & (position < pooled)
+        position = position.clamp(min=torch.zeros_like(pooled), max=pooled - 1)
+        if geometry.border == 'mask':
+            rows, cols = (_holds_token(geometry, level, side, device) for side in self.map_size)
+            inside = inside & torch.stack([rows[position[..., 0]], cols[position[..., 1]]], dim=-1)
+        return position, inside
 
 
 class WindowGeometry:
@@ -298,33 +352,15 @@ class WindowGeometry:
             ValueError: a shared setting is out of range.
         """
         for name in integers:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(
-                    f'{name} must be an int, got {value!r} of type {type(value).__name__}'
-                )
-        window = self.window_size
-        if window < 1:
-            raise ValueError(f'window_size must be at least 1 token, got {window}')
-        if not 0 <= self.shift_size < window:
-            raise ValueError(
-                f'shift_size must be at least 0 and less than window_size = {window} tokens, '
-                f'got {self.shift_size}'
-            )
-        if self.focal_level < 1:
-            raise ValueError(
-                f'focal_level must be at least 1 (the fine level alone), got {self.focal_level}'
-            )
-        if window // 2 ** max(self.focal_level - 2, 0) < 1:
-            raise ValueError(
-                'focal_level must leave sub-windows of at least one token: '
-                f'window_size = {window} allows at most {window.bit_length() + 1} levels, '
-                f'got {self.focal_level}'
-            )
-
-    @property
-    def num_pooled_levels(self) -> int:
-        return self.focal_level - 1
+            require(is_int(getattr(self, name)), name, 'an int', getattr(self, name), TypeError)
+        window, levels = self.window_size, self.focal_level
+        require(window >= 1, 'window_size', 'at least 1 token', window)
+        expected = f'at least 0 and less than window_size = {window} tokens'
+        require(0 <= self.shift_size < window, 'shift_size', expected, self.shift_size)
+        require(levels >= 1, 'focal_level', 'at least 1 (only the fine level)', levels)
+        most = window.bit_length() + 1  # so that sub-windows have at least one token
+        expected = f'less: window_size = {window} allows at most {most} levels'
+        require(levels <= most, 'focal_level', expected, levels)
 
     def cells_per_window(self, level: int) -> int:
         """Pooled cells along a side of a window at pooled level ``level`` (1, 2, ...)."""
@@ -357,13 +393,6 @@ class WindowGeometry:
         if height < 1 or width < 1:
             raise ValueError(f'a map needs at least 1x1 tokens, got {height}x{width}')
         return self.KEYS(self, (height, width))
-
-
-class _Ring(NamedTuple):
-    """Positions of the ring, each with its columns in the authors' order of listings."""
-
-    once: dict[tuple[int, int], list[int]]
-    twice: dict[tuple[int, int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -411,18 +440,11 @@ class FocalGeometry(WindowGeometry):
         self.check_windows(
             'window_size', 'expand_size', 'shift_size', 'focal_level', 'focal_window'
         )
-        window = self.window_size
-        if not 0 <= self.expand_size <= window:
-            raise ValueError(
-                f'expand_size must be between 0 and window_size = {window} tokens, '
-                f'got {self.expand_size}'
-            )
-        if self.focal_window < 1 or self.focal_window % 2 == 0:
-            raise ValueError(
-                f'focal_window must be an odd number of cells, got {self.focal_window}'
-            )
-        if self.border not in BORDERS:
-            raise ValueError(f'border must be one of {BORDERS}, got {self.border!r}')
+        window, ring, focal = self.window_size, self.expand_size, self.focal_window
+        expected = f'between 0 and window_size = {window} tokens'
+        require(0 <= ring <= window, 'expand_size', expected, ring)
+        require(focal >= 1 and focal % 2, 'focal_window', 'an odd number of cells', focal)
+        require(self.border in BORDERS, 'border', f'one of {BORDERS}', self.border)
 
     def region_size(self, level: int) -> int:
         """Side in cells of the pooled region that a window sees at ``level``."""
@@ -436,8 +458,7 @@ class FocalGeometry(WindowGeometry):
             ``window_size + expand_size - 1``. First those that the authors list once, then those
             that they list twice.
         """
-        positions = [*self._ring.once, *self._ring.twice]
-        return torch.tensor(positions, dtype=torch.int64).view(-1, 2)
+        return torch.tensor([*self._ring], dtype=torch.int64).view(-1, 2)
 
     def fine_offsets(self) -> Tensor:
         """Positions of all fine keys relative to the window's first token, in their order.
@@ -454,8 +475,8 @@ class FocalGeometry(WindowGeometry):
             Columns of the positions that are listed once, then the first and the second columns of
             those that are listed twice.
         """
-        twice = self._ring.twice.values()
-        once = [column for (column,) in self._ring.once.values()]
+        twice = [columns for columns in self._ring.values() if len(columns) == 2]
+        once = [columns[0] for columns in self._ring.values() if len(columns) == 1]
         return once, [first for first, _ in twice], [second for _, second in twice]
 
     @cached_property
@@ -477,25 +498,23 @@ class FocalGeometry(WindowGeometry):
         )
 
     @cached_property
-    def _ring(self) -> _Ring:
+    def _ring(self) -> dict[tuple[int, int], list[int]]:
+        """One or two columns in the authors' order for each position, those with one first."""
         columns: dict[tuple[int, int], list[int]] = {}
         for column, (_, position) in enumerate(self.authors_ring):
             columns.setdefault(position, []).append(column)
-        return _Ring(
-            once={position: at for position, at in columns.items() if len(at) == 1},
-            twice={position: at for position, at in columns.items() if len(at) == 2},
-        )
+        return dict(sorted(columns.items(), key=lambda item: len(item[1])))
 
     @property
     def num_keys(self) -> int:
         """Keys per window."""
-        return [*self.sources().values()][-1].stop
+        return max(source.stop for source in self.sources().values())
 
     def sources(self) -> dict[str, slice]:
         """Slice of the key axis for each source of keys, in order."""
         counts = {'window': self.window_size**2}
         if self.expand_size > 0:
-            counts['ring'] = len(self._ring.once) + len(self._ring.twice)
+            counts['ring'] = len(self._ring)
         for level in range(1, self.focal_level):
             counts[f'level{level}'] = self.region_size(level) ** 2
         slices, start = {}, 0
@@ -522,59 +541,6 @@ def _cached_tables(keys: FocalKeys, device: str) -> KeyTables:
     # A table made under inference_mode could never be saved for a later backward pass.
     with torch.inference_mode(False), torch.no_grad():
         return keys.make_tables(device)
-
-
-def _make_tables(keys: FocalKeys, device: torch.device | str) -> KeyTables:
-    geometry = keys.geometry
-    window, shift = geometry.window_size, geometry.shift_size
-    padded_width = keys.padded_size[1]
-    padded = torch.tensor(keys.padded_size, device=device)
-    size = torch.tensor(keys.map_size, device=device)
-    masking = geometry.border == 'mask'
-
-    # Positions are (row, col) on the moved grid of windows; `place` is where that is on the map.
-    windows = grid_positions(*keys.grid, device)
-    position = windows[:, None] * window + geometry.fine_offsets().to(device)
-    place = (position + shift) % padded
-    index = [place[..., 0] * padded_width + place[..., 1]]
-    queries = index[0][:, : window**2]
-    valid = [torch.ones_like(index[0], dtype=torch.bool)]
-    if masking:
-        inside = (position >= 0) & (position < padded) & (place < size)
-        valid = [inside.all(dim=-1)]
-
-    region = None
-    if shift > 0:
-        # Rows (columns) behind the seam came round from the other side of the map.
-        behind = (position % padded >= padded - shift).long()
-        region = 1 + 2 * behind[..., 0] + behind[..., 1]
-        if not masking:
-            region[:, window**2 :] = 0
-
-    start = keys.num_map_tokens
-    for level, (pooled_height, pooled_width) in enumerate(keys.pooled_sizes, start=1):
-        pooled = torch.tensor([pooled_height, pooled_width], device=device)
-        reach = geometry.focal_window // 2
-        cells = grid_positions(geometry.region_size(level), device=device) - reach
-        position = windows[:, None] * geometry.cells_per_window(level) + cells
-        inside = (position >= 0) & (position < pooled)
-        position = position.clamp(min=torch.zeros_like(pooled), max=pooled - 1)
-        index.append(start + position[..., 0] * pooled_width + position[..., 1])
-        if masking:
-            rows, cols = (_holds_token(geometry, level, side, device) for side in keys.map_size)
-            inside = torch.stack(
-                [inside[..., 0] & rows[position[..., 0]], inside[..., 1] & cols[position[..., 1]]],
-                dim=-1,
-            )
-        valid.append(inside.all(dim=-1))
-        start = start + pooled_height * pooled_width
-
-    valid = torch.cat(valid, dim=1)
-    index = torch.cat(index, dim=1).masked_fill(~valid, 0)
-    if region is not None:
-        region = torch.nn.functional.pad(region, (0, index.shape[1] - region.shape[1]))
-
-    return KeyTables(queries, index, valid, region, inverse_order(queries), keys.num_tokens)
 
 
 def inverse_order(queries: Tensor) -> Tensor:

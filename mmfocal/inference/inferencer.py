@@ -1,4 +1,4 @@
-"""A trained model with its config's test pipeline: pictures in, predictions out."""
+"""A trained model with its config's test pipeline: images in, predictions out."""
 
 from __future__ import annotations
 
@@ -24,37 +24,38 @@ from torch import nn
 from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_config
 from mmfocal.engine.settings import checkpoint_of, import_packages
 from mmfocal.utils.errors import UserError
+from mmfocal.visualization.view import test_dataset
 from mmfocal.weights.classifier import load_classifier
 from mmfocal.weights.layouts import state_dict_of
 
-from .inputs import Input, Picture, Skipped, UnreadableError, find_inputs, read
+from .inputs import Input, LoadedImage, Skipped, UnreadableError, find_inputs, read
 from .tasks import TASKS, Task, as_shown
 
-# Pictures that are read ahead, in batches, to find some of equal size.
+# Images that are read ahead, in batches, to find some of equal size.
 BATCHES_AHEAD = 4
 
 
 class Prediction(NamedTuple):
-    """A picture, and what the model says of it.
+    """An image, and what the model says of it.
 
     Attributes:
-        picture: as it was read.
+        image: as it was read.
         sample: ``DetDataSample``, ``SegDataSample`` or ``DataSample`` of the family, on the CPU;
             without ground truth, without what has a low score, and without logits of pixels.
     """
 
-    picture: Picture
+    image: LoadedImage
     sample: BaseDataElement
 
 
 class Inferencer:
-    """A model of mmdet, mmseg or mmpretrain that takes pictures, folders, videos and cameras.
+    """A model of mmdet, mmseg or mmpretrain that takes images, folders, videos and cameras.
 
     ::
 
         from mmfocal.inference import Inferencer
         model = Inferencer('focal_maskrcnn_3x', 'checkpoint.pth')
-        for picture, sample in model(['photos', 'clip.mp4'], batch_size=4): ...
+        for image, sample in model(['photos', 'clip.mp4'], batch_size=4): ...
 
     The families' own inferencers do not serve here: they load checkpoints as mmengine does, which
     is unsafely, or not at all on PyTorch 2.6 and newer; they stop at the first file that cannot be
@@ -103,7 +104,7 @@ class Inferencer:
         import_packages(cfg)
         install_safe_loading()
         weights = load_checkpoint_file(self.checkpoint)
-        dataset = _test_dataset(cfg)
+        dataset = test_dataset(cfg)
         self.family = family
         with DefaultScope.overwrite_default_scope(family):
             self.loader, self.pipeline = _pipeline(dataset.pipeline)
@@ -122,12 +123,12 @@ class Inferencer:
     ) -> Iterator[Prediction]:
         """Predicts, in the order of the inputs.
 
-        Pictures that the pipeline makes equally large share a batch, so that none is padded for
+        Images that the pipeline makes equally large share a batch, so that none is padded for
         another's sake and the size of batches does not change results.
 
         Args:
             inputs: see :func:`~mmfocal.inference.find_inputs`; or what that gives.
-            batch_size: pictures that are predicted together.
+            batch_size: images that are predicted together.
             every: of the frames of videos and cameras, every how many-th is taken.
             skipped: takes what cannot be read or predicted, and why.
 
@@ -141,7 +142,7 @@ class Inferencer:
                 raise UserError(f'{name} must be at least 1, got {value}.')
         if not (isinstance(inputs, list) and all(isinstance(each, Input) for each in inputs)):
             inputs = find_inputs(inputs)
-        prepared = (self._prepared(picture) for picture in read(inputs, self.loader, every))
+        prepared = (self._prepared(image) for image in read(inputs, self.loader, every))
         window = batch_size * BATCHES_AHEAD if batch_size > 1 else 1
         windows = iter(lambda: list(islice(prepared, window)), [])
         with ThreadPoolExecutor(1, 'reader') as reader:
@@ -151,24 +152,27 @@ class Inferencer:
                 yield from self._predict(entries, batch_size, skipped)
 
     def draw(self, prediction: Prediction, labels: bool = True) -> np.ndarray:
-        """The picture with its prediction, ``(H, W, 3)`` of uint8, BGR.
+        """The image with its prediction, ``(H, W, 3)`` of uint8, BGR.
+
+        On a CPU this takes 0.06 s for 5 objects on 160x128 pixels, and 0.4 s for 50 with masks on
+        1333x800: see ``--no-pictures`` and ``--every`` of ``mmfocal infer``.
 
         Args:
             prediction: of this model.
             labels: whether names of classes are written, with scores if there are any.
         """
-        return self.task.drawn(as_shown(prediction.picture.image), prediction.sample, labels)
+        return self.task.drawn(as_shown(prediction.image.pixels), prediction.sample, labels)
 
-    def _prepared(self, picture: Picture | Skipped) -> tuple[Picture, dict] | Skipped:
-        """A picture as the model takes it."""
-        if isinstance(picture, Skipped):
-            return picture
-        size = picture.image.shape[:2]
-        path = picture.source.path
+    def _prepared(self, image: LoadedImage | Skipped) -> tuple[LoadedImage, dict] | Skipped:
+        """An image as the model takes it."""
+        if isinstance(image, Skipped):
+            return image
+        size = image.pixels.shape[:2]
+        path = image.source.path
         try:
             data = self.pipeline(
                 dict(
-                    img=picture.image.copy(),  # transforms may write into it
+                    img=image.pixels.copy(),  # transforms may write into it
                     img_path=path,
                     img_id=0,
                     img_shape=size,
@@ -178,11 +182,11 @@ class Inferencer:
         except Exception as error:  # pipelines may raise anything
             reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
             return Skipped(path, f'cannot be used: {reason}')
-        return picture, data
+        return image, data
 
     def _predict(
         self,
-        entries: list[tuple[Picture, dict] | Skipped],
+        entries: list[tuple[LoadedImage, dict] | Skipped],
         batch_size: int,
         skipped: list[Skipped] | None,
     ) -> Iterator[Prediction]:
@@ -213,7 +217,7 @@ class Inferencer:
                     skipped.append(result)
 
     @torch.no_grad()
-    def _forward(self, batch: list[tuple[Picture, dict]]) -> list[Prediction | Skipped]:
+    def _forward(self, batch: list[tuple[LoadedImage, dict]]) -> list[Prediction | Skipped]:
         """Predicts for a batch; one by one if there is too little memory for all together."""
         if not batch:
             return []
@@ -221,28 +225,28 @@ class Inferencer:
             with DefaultScope.overwrite_default_scope(self.family):
                 samples = self.model.test_step(pseudo_collate([data for _, data in batch]))
             return [
-                Prediction(picture, self.task.kept(sample))
-                for (picture, _), sample in zip(batch, samples, strict=True)
+                Prediction(image, self.task.kept(sample))
+                for (image, _), sample in zip(batch, samples, strict=True)
             ]
         except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
-        # Behind the except: the error's stack would hold on to the memory.
+        # After the except clause, since the error's stack holds on to the memory.
         if self.device.type == 'cuda':
             torch.cuda.empty_cache()
         if len(batch) > 1:
             print_log(
-                f'{self.device} has too little memory for {len(batch)} pictures at once, such as '
+                f'{self.device} has too little memory for {len(batch)} images at once, such as '
                 f'{batch[0][0].name}: predicting one by one. A lower batch size takes less time.',
                 'current',
                 logging.WARNING,
             )
             return [result for entry in batch for result in self._forward([entry])]
-        picture, _ = batch[0]
-        height, width = picture.image.shape[:2]
+        image, _ = batch[0]
+        height, width = image.pixels.shape[:2]
         return [
             Skipped(
-                picture.source.path,
+                image.source.path,
                 f'needs more memory than {self.device} has, at {width}x{height} pixels '
                 '(width x height).',
             )
@@ -271,21 +275,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 # --- The config and the checkpoint ------------------------------------------------------------
 
 
-def _test_dataset(cfg: Config) -> ConfigDict:
-    """The data set of the tests, out of wrappers around it."""
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
-    while dataset is not None and 'pipeline' not in dataset:
-        dataset = dataset.get('dataset') or next(iter(dataset.get('datasets') or ()), None)
-    if dataset is None:
-        raise UserError(
-            f'{cfg.filename} has no test_dataloader whose dataset has a pipeline, which says how '
-            'pictures are prepared.'
-        )
-    return dataset
-
-
 def _pipeline(steps: list[dict]) -> tuple[LoadImageFromFile, Compose]:
-    """What loads pictures, and what prepares them, without what is about ground truth."""
+    """What loads images, and what prepares them, without what is about ground truth."""
     try:
         pipeline = Compose(steps)
     except (KeyError, TypeError, ValueError) as error:

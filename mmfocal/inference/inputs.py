@@ -1,7 +1,7 @@
 """What predictions are made for: found by path, folder or pattern, and read one by one.
 
-Pictures are decoded by the config's own loader, as in training and evaluation, so upright by their
-EXIF orientation, and by Pillow before that: OpenCV gives a picture for half a file too.
+Images are decoded by the config's own loader, as in training and evaluation, so upright by their
+EXIF orientation, and by Pillow before that: OpenCV gives an image for half a file too.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from mmfocal.datasets.checking import leaves_folder, read_picture, unfit_pixels
+from mmfocal.datasets.checks import leaves_folder, read_image, unfit_pixels
 from mmfocal.utils.errors import UserError
 
 # In folders and among the matches of a pattern; a file that is named itself may end in anything.
-PICTURES = frozenset(
+IMAGES = frozenset(
     ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
 )
 VIDEOS = frozenset(('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv'))
 
-# Ways to write pictures that OpenCV has everywhere; others become PNG.
+# Ways to write images that OpenCV has everywhere; others become PNG.
 WRITABLE = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff'))
 
 # Frames that containers count and do not have, as a share of all, in files that are whole.
@@ -41,7 +40,7 @@ Loader = Callable[[dict], dict]
 
 
 class UnreadableError(UserError):
-    """A picture or a video cannot be read; the message names it and the reason."""
+    """An image or a video cannot be read; the message names it and the reason."""
 
 
 class Skipped(NamedTuple):
@@ -53,40 +52,40 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Input:
-    """A picture, a video or a camera.
+    """An image, a video or a camera.
 
     Attributes:
         path: of the file, as it was given; of a camera its number.
         name: of what is written for it: the path below the folder or pattern that it was found
             by, with ``/``; with a number if another input has that, whatever its case, since some
             file systems do not tell cases apart.
-        stem: likewise without a suffix, for what has another one.
+        stem: ``name`` without a suffix, for what has another one; also unlike those of others.
         kind: what it is.
-        array: of a picture that is in memory.
+        array: of an image that is in memory.
     """
 
     path: str
     name: str
     stem: str
-    kind: Literal['picture', 'video', 'camera']
+    kind: Literal['image', 'video', 'camera']
     array: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, or a frame, as it was read.
+class LoadedImage:
+    """An image, or a frame, as it was read.
 
     Attributes:
         source: where it comes from.
-        image: as the config's loader gives it: ``(H, W, 3)`` of uint8, BGR, unless the config
+        pixels: as the config's loader gives them: ``(H, W, 3)`` of uint8, BGR, unless the config
             says otherwise.
-        frame: number in its video, from 0; None for a picture.
-        rate: frames in a second of that video; None for a picture.
+        frame: number in its video, from 0; None for an image.
+        rate: frames in a second of that video; None for an image.
         seconds: since the first frame of its camera; None elsewhere.
     """
 
     source: Input
-    image: np.ndarray
+    pixels: np.ndarray
     frame: int | None = None
     rate: float | None = None
     seconds: float | None = None
@@ -107,14 +106,14 @@ def find_inputs(
     """Lists what one or several inputs mean, in their order; below folders sorted by name.
 
     Args:
-        inputs: pictures and videos; folders, which are searched at all depths; patterns such as
-            ``'photos/**/*.jpg'``; numbers of cameras, as int or text; pictures in memory,
+        inputs: images and videos; folders, which are searched at all depths; patterns such as
+            ``'photos/**/*.jpg'``; numbers of cameras, as int or text; images in memory,
             ``(H, W, 3)`` of uint8, BGR. A file that is meant twice is taken once. Hidden files
             and folders, and other kinds of files, are taken only if they are named themselves.
         exclude: folder that is not searched, such as that of the results.
 
     Raises:
-        UserError: something is not there, or there is no picture or video in it.
+        UserError: something is not there, or there is no image or video in it.
     """
     if isinstance(inputs, (str, os.PathLike, int, np.ndarray)):
         inputs = [inputs]
@@ -130,8 +129,8 @@ def find_inputs(
             name = PurePath(name).as_posix()
             name = PurePath(name).name if leaves_folder(name) else name
             stem, suffix = os.path.splitext(name)
-            # Drawn pictures that OpenCV cannot write as they are get another suffix.
-            more = '' if suffix.lower() in WRITABLE or kind != 'picture' else '.png'
+            # Drawn images that OpenCV cannot write as they are get another suffix.
+            more = '' if suffix.lower() in WRITABLE or kind != 'image' else '.png'
             name = _free(stem, suffix, more, taken[kind, 'name'])
             stem = _free(stem, '', '', taken[kind, 'stem'])
             found.append(Input(path, name, stem, kind, array))
@@ -139,19 +138,19 @@ def find_inputs(
     for number, given in enumerate(inputs):
         if isinstance(given, np.ndarray):
             _check_array(given)
-            add(f'picture {number} in memory', f'{number:06}.png', 'picture', given)
+            add(f'image {number} in memory', f'{number:06}.png', 'image', given)
         elif isinstance(given, int) or str(given).isdecimal():
             add(str(int(given)), f'camera-{int(given)}', 'camera')
         else:
             for path, name in _files(os.fspath(given), excluded):
-                add(path, name, 'video' if _suffix(path) in VIDEOS else 'picture')
+                add(path, name, 'video' if _suffix(path) in VIDEOS else 'image')
     return found
 
 
 def _check_array(array: np.ndarray) -> None:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise UserError(
-            'Expected a picture of shape (height, width, 3) and dtype uint8, in BGR as cv2.imread '
+            'Expected an image of shape (height, width, 3) and dtype uint8, in BGR as cv2.imread '
             f'gives it; got shape {array.shape} and dtype {array.dtype}.'
         )
 
@@ -162,7 +161,7 @@ def _files(given: str, excluded: str | None) -> list[tuple[str, str]]:
     if os.path.isdir(path):
         if found := [(file, os.path.relpath(file, path)) for file in _walk(path, excluded)]:
             return found
-        raise UserError(f'{given}: there is no picture or video in this folder. {_suffixes()}')
+        raise UserError(f'{given}: there is no image or video in this folder. {_suffixes()}')
     if os.path.exists(path):
         return [(path, os.path.basename(path))]
     if not glob.has_magic(path):
@@ -179,12 +178,12 @@ def _files(given: str, excluded: str | None) -> list[tuple[str, str]]:
             if _is_wanted(os.path.basename(file)) and not _is_below(file, excluded)
         ]
     if not found:
-        raise UserError(f'{given}: no picture or video has such a name. {_suffixes()}')
+        raise UserError(f'{given}: no image or video has such a name. {_suffixes()}')
     return found
 
 
 def _walk(folder: str, excluded: str | None) -> Iterator[str]:
-    """Pictures and videos below a folder, sorted; each folder once, whatever links to it."""
+    """Images and videos below a folder, sorted; each folder once, whatever links to it."""
 
     def fail(error: OSError) -> None:
         raise UserError(f'{error.filename} cannot be searched: {error.strerror}.')
@@ -205,7 +204,7 @@ def _is_below(path: str, folder: str | None) -> bool:
 
 
 def _is_wanted(name: str) -> bool:
-    return not name.startswith('.') and _suffix(name) in PICTURES | VIDEOS
+    return not name.startswith('.') and _suffix(name) in IMAGES | VIDEOS
 
 
 def _suffix(path: str) -> str:
@@ -213,7 +212,7 @@ def _suffix(path: str) -> str:
 
 
 def _suffixes() -> str:
-    return f'Looked for names that end in {", ".join(sorted(PICTURES | VIDEOS))}.'
+    return f'Looked for names that end in {", ".join(sorted(IMAGES | VIDEOS))}.'
 
 
 def _fixed_part(pattern: str) -> str:
@@ -227,7 +226,7 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _free(stem: str, suffix: str, more: str, taken: set[str]) -> str:
-    """``stem + suffix``, with a number between both if ``taken`` has it with ``more`` behind."""
+    """``stem + suffix``, with a number between both if ``taken`` has it with ``more`` appended."""
     for number in count(1):
         candidate = f'{stem}{"" if number == 1 else f"-{number}"}{suffix}'
         if (key := f'{candidate}{more}'.casefold()) not in taken:
@@ -239,8 +238,8 @@ def _free(stem: str, suffix: str, more: str, taken: set[str]) -> str:
 # --- Reading ----------------------------------------------------------------------------------
 
 
-def count_pictures(inputs: Sequence[Input], every: int = 1) -> int | None:
-    """How many pictures and frames :func:`read` will give at most; None with cameras among them.
+def count_images(inputs: Sequence[Input], every: int = 1) -> int | None:
+    """How many images and frames :func:`read` will give at most; None with cameras among them.
 
     Videos tell it, more or less exactly.
     """
@@ -259,7 +258,9 @@ def count_frames(path: str | os.PathLike) -> int:
     return max(0, int(declared))
 
 
-def read(inputs: Iterable[Input], loader: Loader, every: int = 1) -> Iterator[Picture | Skipped]:
+def read(
+    inputs: Iterable[Input], loader: Loader, every: int = 1
+) -> Iterator[LoadedImage | Skipped]:
     """Reads all inputs.
 
     Args:
@@ -268,32 +269,29 @@ def read(inputs: Iterable[Input], loader: Loader, every: int = 1) -> Iterator[Pi
         every: of the frames of a video or a camera, every how many-th is wanted.
 
     Yields:
-        Pictures and frames; and for each input that cannot be read, or not to its end, why.
+        Images and frames; and for each input that cannot be read, or not to its end, why.
     """
     for given in inputs:
         try:
-            if given.kind != 'picture':
+            if given.kind != 'image':
                 yield from _frames(given, loader, every)
             elif given.array is not None:
-                yield Picture(given, _as_loaded(given.array, loader))
+                yield LoadedImage(given, _as_loaded(given.array, loader))
             else:
-                yield Picture(given, load_picture(given.path, loader))
+                yield LoadedImage(given, load_image(given.path, loader))
         except ValueError as error:
             yield Skipped(given.path, str(error))
 
 
-def load_picture(path: str, loader: Loader) -> np.ndarray:
-    """The picture in a file.
+def load_image(path: str, loader: Loader) -> np.ndarray:
+    """The image in a file.
 
     Raises:
         ValueError: what is wrong with it, as part of a sentence.
     """
-    try:
-        header, _ = read_picture(path, deep=True)
-    except Image.DecompressionBombError:
-        raise ValueError('is too large.') from None
-    if problem := unfit_pixels(header, loader.imdecode_backend):
-        raise ValueError(problem[1])
+    image = read_image(path, deep=True)
+    if problem := unfit_pixels(image, loader.imdecode_backend):
+        raise ValueError(problem)
     try:
         return loader(dict(img_path=path))['img']
     except Exception as error:  # decoders of mmcv raise anything
@@ -314,7 +312,7 @@ def _address(given: Input) -> str | int:
     return int(given.path) if given.kind == 'camera' else given.path
 
 
-def _frames(given: Input, loader: Loader, every: int) -> Iterator[Picture]:
+def _frames(given: Input, loader: Loader, every: int) -> Iterator[LoadedImage]:
     """Frames of a video or a camera.
 
     Raises:
@@ -337,12 +335,12 @@ def _frames(given: Input, loader: Loader, every: int) -> Iterator[Picture]:
                 if not readable:
                     break
                 seconds = now - began if given.kind == 'camera' else None
-                yield Picture(given, _as_loaded(frame, loader), number, rate, seconds)
+                yield LoadedImage(given, _as_loaded(frame, loader), number, rate, seconds)
             number += 1
     finally:
         capture.release()
     if given.kind == 'camera':
-        raise ValueError(f'gave no more pictures after frame {number}.')
+        raise ValueError(f'gave no more images after frame {number}.')
     if number == 0 or number < (1 - MAX_MISSING_FRAMES) * declared:
         raise ValueError(f'is cut off or damaged: {number} of its {declared} frames can be read.')
 

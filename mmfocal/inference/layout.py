@@ -1,62 +1,48 @@
-"""The folder of results: where what goes. Without PyTorch, so that errors come at once."""
+"""The folder of results: where what goes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mmfocal.utils.errors import UserError
 
-from .inputs import WRITABLE, Picture
+from .inputs import WRITABLE, LoadedImage
 
 
-@dataclass(frozen=True)
 class Layout:
     """Paths of results by the names of their inputs.
 
     Args:
         root: the folder.
+
+    Attributes:
+        images: folder of drawn images.
+        videos: folder of drawn videos.
+        label_maps: folder of the label maps of images and frames.
+        predictions: file of predictions other than label maps.
+        classes: file that says what the numbers in label maps mean.
     """
 
-    root: Path
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.images = root / 'pictures'
+        self.videos = root / 'videos'
+        self.label_maps = root / 'label_maps'
+        self.predictions = root / 'predictions.json'
+        self.classes = root / 'classes.json'
 
-    @property
-    def pictures(self) -> Path:
-        """Drawn pictures."""
-        return self.root / 'pictures'
+    def image(self, image: LoadedImage) -> Path:
+        """A drawn image: its own name, with ``.png`` appended if need be."""
+        suffix = PurePosixPath(image.name).suffix.lower()
+        return self.images / (image.name + ('' if suffix in WRITABLE else '.png'))
 
-    @property
-    def videos(self) -> Path:
-        """Drawn videos."""
-        return self.root / 'videos'
-
-    @property
-    def label_maps(self) -> Path:
-        """Label maps of pictures and frames."""
-        return self.root / 'label_maps'
-
-    @property
-    def predictions(self) -> Path:
-        """Predictions but for label maps."""
-        return self.root / 'predictions.json'
-
-    @property
-    def classes(self) -> Path:
-        """What the numbers in label maps mean."""
-        return self.root / 'classes.json'
-
-    def picture(self, picture: Picture) -> Path:
-        """A drawn picture: its own name, with ``.png`` behind it if need be."""
-        suffix = PurePosixPath(picture.name).suffix.lower()
-        return self.pictures / (picture.name + ('' if suffix in WRITABLE else '.png'))
-
-    def video(self, picture: Picture) -> Path:
+    def video(self, image: LoadedImage) -> Path:
         """The drawn video of a frame."""
-        return self.videos / f'{picture.source.stem}.mp4'
+        return self.videos / f'{image.source.stem}.mp4'
 
-    def label_map(self, picture: Picture) -> Path:
-        """The label map of a picture or a frame, in a folder of its video."""
-        name = picture.source.stem if picture.frame is None else picture.name
+    def label_map(self, image: LoadedImage) -> Path:
+        """The label map of an image, or of a frame, in a folder of its video."""
+        name = image.source.stem if image.frame is None else image.name
         return self.label_maps / f'{name}.png'
 
     def check(self, force: bool) -> None:
@@ -69,7 +55,7 @@ class Layout:
         """
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f'{self.root} is a file. Choose another name for the folder.')
-        results = (self.pictures, self.videos, self.label_maps, self.predictions, self.classes)
+        results = (self.images, self.videos, self.label_maps, self.predictions, self.classes)
         earlier = [path.name for path in results if path.exists()]
         if earlier and not force:
             raise UserError(

@@ -7,19 +7,20 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
+import torch
 from mmengine.structures import BaseDataElement
 from pycocotools import mask as rle
 
 from mmfocal.utils.errors import UserError
-from mmfocal.visualization.overlays import (
+from mmfocal.visualization.predictions import (
     Colour,
+    draw_classes,
     draw_instances,
     draw_label_map,
-    draw_title,
     palette_of,
 )
 
-from .inputs import Picture
+from .inputs import LoadedImage
 from .layout import Layout
 from .writers import CocoFile, LabelMaps, Records
 
@@ -52,19 +53,19 @@ class Task(ABC):
 
     @abstractmethod
     def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
-        """The picture, uint8 and BGR, with what is kept, and names if ``labels``."""
+        """The image, uint8 and BGR, with what is kept, and names if ``labels``."""
 
-    @abstractmethod
+    def annotations(self, image: LoadedImage, sample: BaseDataElement) -> list[dict[str, Any]]:
+        """In COCO's form but for ids; boxes as left, top, width and height in pixels."""
+        raise NotImplementedError
+
     def records(self, layout: Layout, info: dict[str, Any]) -> Records:
-        """What writes predictions into a folder."""
+        """What writes predictions into a folder: by default, :meth:`annotations` into a file."""
+        return CocoFile(layout.predictions, info, self.name, len(self.classes), self.annotations)
 
     def name(self, label: int) -> str:
         """Of a class; its number where the checkpoint has too few names."""
         return self.classes[label] if label < len(self.classes) else f'class {label}'
-
-    def colour(self, label: int) -> Colour:
-        """Of a class; gray where the checkpoint has too few names."""
-        return self.palette[label] if label < len(self.palette) else (128, 128, 128)
 
 
 class Detection(Task):
@@ -80,24 +81,11 @@ class Detection(Task):
         return sample.cpu()
 
     def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
-        instances = sample.pred_instances
-        order = instances.scores.argsort()
-        numbers = instances.labels[order].tolist()
-        masks = instances.masks[order].numpy().astype(bool) if 'masks' in instances else None
-        boxes = _boxes(instances)[order.numpy()]
-        scores = instances.scores[order].tolist()
-        texts = [
-            f'{self.name(label)} {score:.2f}' for label, score in zip(numbers, scores, strict=True)
-        ]
-        colours = [self.colour(label) for label in numbers]
-        return draw_instances(image, boxes, colours, texts if labels else None, masks)
+        instances = sample.pred_instances.clone()
+        instances.bboxes = torch.from_numpy(_boxes(instances))
+        return draw_instances(image, instances, self.classes, self.palette, labels)
 
-    def records(self, layout: Layout, info: dict[str, Any]) -> CocoFile:
-        return CocoFile(layout.predictions, info, self.name, len(self.classes), self.annotations)
-
-    @staticmethod
-    def annotations(picture: Picture, sample: BaseDataElement) -> list[dict[str, Any]]:
-        """In COCO's form but for ids; the box as left, top, width and height in pixels."""
+    def annotations(self, image: LoadedImage, sample: BaseDataElement) -> list[dict[str, Any]]:
         instances = sample.pred_instances
         annotations = []
         boxes = _boxes(instances)
@@ -142,9 +130,7 @@ class Segmentation(Task):
         return sample.cpu()
 
     def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
-        return draw_label_map(
-            image, self.label_map(sample), self.palette, self.classes if labels else None
-        )
+        return draw_label_map(image, self.label_map(sample), self.classes, self.palette, labels)
 
     def records(self, layout: Layout, info: dict[str, Any]) -> LabelMaps:
         return LabelMaps(layout, info, self.classes, self.palette, self.label_map)
@@ -166,14 +152,12 @@ class Classification(Task):
         return sample.cpu()
 
     def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
-        told = [f'{self.name(label)} {score:.2f}' for label, score in self.most_probable(sample)]
-        return draw_title(image, told) if labels else image
+        if not labels:
+            return image
+        return draw_classes(image, *zip(*self.most_probable(sample), strict=True), self.classes)
 
-    def records(self, layout: Layout, info: dict[str, Any]) -> CocoFile:
-        return CocoFile(layout.predictions, info, self.name, len(self.classes), self.annotations)
-
-    def annotations(self, picture: Picture, sample: BaseDataElement) -> list[dict[str, Any]]:
-        """In COCO's form but for ids, without boxes, the most probable class first."""
+    def annotations(self, image: LoadedImage, sample: BaseDataElement) -> list[dict[str, Any]]:
+        """Without boxes, the most probable class first."""
         return [
             dict(category_id=label + 1, score=round(score, 5))
             for label, score in self.most_probable(sample)

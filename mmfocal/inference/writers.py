@@ -16,17 +16,17 @@ from mmengine.structures import BaseDataElement
 
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import written_atomically
-from mmfocal.visualization.overlays import Colour
+from mmfocal.visualization.predictions import Colour
 
-from .inputs import Input, Picture, count_frames
+from .inputs import Input, LoadedImage, count_frames
 from .layout import Layout
 
 SECONDS_BETWEEN_SAVES = 30.0
 MAX_SHARE_OF_SAVING = 0.05  # of the time
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
-    """Writes a picture as its suffix says.
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Writes an image as its suffix says.
 
     Args:
         path: of a file that OpenCV can write.
@@ -40,14 +40,14 @@ def write_picture(path: Path, image: np.ndarray) -> None:
 
 
 class Records(ABC):
-    """Predictions, without pictures."""
+    """Predictions, without images."""
 
     title: ClassVar[str]
     path: Path  # where they are
 
     @abstractmethod
-    def add(self, picture: Picture, sample: BaseDataElement) -> int:
-        """Adds what was predicted for a picture; returns how many things that is."""
+    def add(self, image: LoadedImage, sample: BaseDataElement) -> int:
+        """Adds what was predicted for an image; returns how many things that is."""
 
     def close(self) -> None:  # noqa: B027  not all have something left to do
         """Writes what is not yet written."""
@@ -65,7 +65,7 @@ class CocoFile(Records):
         info: what goes into it as ``info``.
         name: gives that of a class index.
         classes: how many there are; more if more are predicted.
-        annotations: gives those of a picture, without ids.
+        annotations: gives those of an image, without ids.
     """
 
     title = 'Predictions'
@@ -76,7 +76,7 @@ class CocoFile(Records):
         info: dict[str, Any],
         name: Callable[[int], str],
         classes: int,
-        annotations: Callable[[Picture, BaseDataElement], list[dict[str, Any]]],
+        annotations: Callable[[LoadedImage, BaseDataElement], list[dict[str, Any]]],
     ) -> None:
         self.path = path
         self._info = info
@@ -88,20 +88,20 @@ class CocoFile(Records):
         self._pause = SECONDS_BETWEEN_SAVES
         self._saved = time.monotonic()
 
-    def add(self, picture: Picture, sample: BaseDataElement) -> int:
-        height, width = picture.image.shape[:2]
+    def add(self, image: LoadedImage, sample: BaseDataElement) -> int:
+        height, width = image.pixels.shape[:2]
         image_id = len(self._images) + 1
-        image = dict(id=image_id, file_name=picture.name, width=width, height=height)
-        image['source'] = picture.source.path
-        if picture.frame is not None:
-            image['frame'] = picture.frame
-        annotations = self._annotations_of(picture, sample)
+        info = dict(id=image_id, file_name=image.name, width=width, height=height)
+        info['source'] = image.source.path
+        if image.frame is not None:
+            info['frame'] = image.frame
+        annotations = self._annotations_of(image, sample)
         for annotation in annotations:
             annotation_id = len(self._annotations) + 1
             entry = dict(id=annotation_id, image_id=image_id, **annotation)
             self._annotations.append(json.dumps(entry))
             self._classes = max(self._classes, annotation['category_id'])
-        self._images.append(json.dumps(image))
+        self._images.append(json.dumps(info))
         if time.monotonic() - self._saved > self._pause:
             self.save()
         return len(annotations)
@@ -161,8 +161,8 @@ class LabelMaps(Records):
         with written_atomically(layout.classes) as file:
             file.write(json.dumps(content, indent=1).encode() + b'\n')
 
-    def add(self, picture: Picture, sample: BaseDataElement) -> int:
-        write_picture(self._path_of(picture), self._label_map(sample))
+    def add(self, image: LoadedImage, sample: BaseDataElement) -> int:
+        write_image(self._path_of(image), self._label_map(sample))
         return 1
 
 
@@ -180,15 +180,15 @@ class Videos:
         self._source: Input | None = None
         self._writer: cv2.VideoWriter | None = None
 
-    def add(self, picture: Picture, drawn: np.ndarray) -> None:
+    def add(self, image: LoadedImage, drawn: np.ndarray) -> None:
         """Adds a frame to the video of its source, which ends the video before it."""
-        if picture.source is not self._source:
+        if image.source is not self._source:
             self.close()
-            self._open(picture, drawn)
-        if picture.seconds is None:
+            self._open(image, drawn)
+        if image.seconds is None:
             copies = 1
         else:  # at the speed at which it happened, however long predictions take
-            copies = round(picture.seconds * self._rate) + 1 - self._written
+            copies = round(image.seconds * self._rate) + 1 - self._written
         if drawn.shape != self._shape:
             drawn = cv2.resize(drawn, self._shape[1::-1])
         for _ in range(copies):
@@ -209,10 +209,10 @@ class Videos:
             )
         os.replace(self._temporary, self._path)
 
-    def _open(self, picture: Picture, drawn: np.ndarray) -> None:
-        source = picture.source
-        self._rate = picture.rate / (self.every if source.kind == 'video' else 1)
-        self._path = self.layout.video(picture)
+    def _open(self, image: LoadedImage, drawn: np.ndarray) -> None:
+        source = image.source
+        self._rate = image.rate / (self.every if source.kind == 'video' else 1)
+        self._path = self.layout.video(image)
         self._temporary = self._path.with_name(f'.{self._path.name}.part.mp4')
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._shape, self._written = drawn.shape, 0

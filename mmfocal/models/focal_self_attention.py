@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmfocal.geometry import ClosestGeometry, FocalKeys, WindowGeometry
@@ -20,7 +19,7 @@ from .pooling import FocalPooling
 from .position_bias import CoordinatePositionBias, FocalPositionBias
 
 
-class FocalSelfAttention(BaseModule):
+class FocalSelfAttention(nn.Module):
     """Multi-head attention of each window over tokens around it and pooled cells.
 
     Args:
@@ -36,7 +35,6 @@ class FocalSelfAttention(BaseModule):
         attn_drop: drop rate of attention weights.
         proj_drop: drop rate of the output.
         backend: of :func:`mmfocal.focal_attention`.
-        init_cfg: as in mmengine.
     """
 
     def __init__(
@@ -50,9 +48,8 @@ class FocalSelfAttention(BaseModule):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         backend: str = 'auto',
-        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         check_backend(backend)
         self.geometry = geometry
         self.num_heads, self.head_dims = num_heads, embed_dims // num_heads
@@ -73,12 +70,16 @@ class FocalSelfAttention(BaseModule):
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(proj_drop)
 
+    def keys(self, x: Tensor) -> FocalKeys:
+        """Keys of each window of a map ``(B, H, W, C)``."""
+        return self.geometry.keys(*x.shape[1:3])
+
     def forward(self, x: Tensor, keys: FocalKeys) -> Tensor:
         """Attention within one map.
 
         Args:
             x: float ``(B, H, W, C)``.
-            keys: ``self.geometry.keys(H, W)``.
+            keys: ``self.keys(x)``.
 
         Returns:
             float ``(B, H, W, C)``.
@@ -107,17 +108,14 @@ class FocalSelfAttention(BaseModule):
             (pool,) = self.pools
             if type(pool) is FocalPooling and not _is_watched(pool):
                 return focal_tokens(x, keys, pool.weight, pool.bias)
-        height, width = x.shape[1:3]
-        padded_height, padded_width = keys.padded_size
-        if (padded_height, padded_width) != (height, width):  # F.pad copies in any case
+        (height, width), (padded_height, padded_width) = x.shape[1:3], keys.padded_size
+        if (padded_height, padded_width) != (height, width):  # F.pad always copies
             x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-        return torch.cat([level.flatten(1, 2) for level in (x, *self._pool(x, keys))], dim=1)
-
-    def _pool(self, x: Tensor, keys: FocalKeys) -> list[Tensor]:
-        """Pooled maps of all levels, on the moved grid of a shifted window."""
-        if self.pools and self.geometry.shift_size > 0:
-            x = x.roll((-self.geometry.shift_size,) * 2, dims=(1, 2))
-        return [pool(x, keys.grid) for pool in self.pools]
+        on_grid, shift = x, self.geometry.shift_size
+        if self.pools and shift > 0:
+            on_grid = x.roll((-shift, -shift), dims=(1, 2))
+        maps = [x, *(pool(on_grid, keys.grid) for pool in self.pools)]
+        return torch.cat([each.flatten(1, 2) for each in maps], dim=1)
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -18,21 +18,15 @@ from torch.utils.checkpoint import checkpoint
 from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
 from mmfocal.weights import load_pretrained
 
-from .arguments import ARCH_SETTINGS, check_init
 from .focal_self_attention import FocalSelfAttention
-from .settings import Settings
+from .settings import ARCH_SETTINGS, Settings
 
-NO_SETTINGS = ('self', '__class__', 'init_cfg')  # among the names in the constructor
 GRAPHS_OF_A_STAGE = 16  # at most, of a compiled block: see FocalTransformer.compile_blocks
-# The backbone's arguments that give settings of a stage's geometry, where names differ.
-ARGUMENT_OF = {
-    'focal_level': 'focal_levels',
-    'focal_window': 'focal_windows',
-    'expand_size': 'expand_sizes',
-}
+# Settings of a geometry whose arguments of the backbone have the plural.
+PLURALS = ('focal_level', 'focal_window', 'expand_size')
 
 
-class PatchEmbed(BaseModule):
+class PatchEmbed(nn.Module):
     """Strided convolution and norm: the stem, and the step from one stage to the next.
 
     After ``PatchEmbed`` of the authors' ``classification/focal_transformer.py``.
@@ -45,7 +39,6 @@ class PatchEmbed(BaseModule):
             3, padding 1 for a stride of 2, instead of a kernel as large as the stride.
         pre_norm: whether the input is normalised over channels and positions together.
         norm_cfg: norm of the output, None for none.
-        init_cfg: as in mmengine.
     """
 
     # Stride to kernel size and padding of overlapping patches.
@@ -59,9 +52,8 @@ class PatchEmbed(BaseModule):
         overlap: bool = False,
         pre_norm: bool = False,
         norm_cfg: dict | None = None,
-        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         self.stride = stride
         if overlap and stride not in self.OVERLAPPING:
             raise ValueError(
@@ -77,16 +69,11 @@ class PatchEmbed(BaseModule):
         """float ``(B, C, H, W)`` to ``(B, ceil(H / stride), ceil(W / stride), embed_dims)``."""
         if self.pre_norm is not None:
             x = self.pre_norm(x)
-        bottom, right = (
-            (side + self.stride - 1) // self.stride * self.stride - side for side in x.shape[-2:]
-        )
-        if bottom or right:  # F.pad copies in any case
-            x = F.pad(x, (0, right, 0, bottom))
-        x = self.proj(x).permute(0, 2, 3, 1)
+        x = self.proj(pad_to_multiple(x, self.stride)).permute(0, 2, 3, 1)
         return x if self.norm is None else self.norm(x)
 
 
-class PatchMerging(BaseModule):
+class PatchMerging(nn.Module):
     """Norm and linear layer over 2x2 tokens: the step between stages of Swin Transformer.
 
     After ``PatchMerging`` of the authors' ``classification/focal_transformer.py``, which does not
@@ -97,7 +84,6 @@ class PatchMerging(BaseModule):
         in_channels: channels of the input.
         embed_dims: channels of the output.
         norm_cfg: norm over the channels of the four tokens.
-        init_cfg: as in mmengine.
     """
 
     def __init__(
@@ -105,23 +91,29 @@ class PatchMerging(BaseModule):
         in_channels: int,
         embed_dims: int,
         norm_cfg: dict,
-        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         self.norm = build_norm_layer(norm_cfg, 4 * in_channels)[1]
         self.reduction = nn.Linear(4 * in_channels, embed_dims, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """float ``(B, C, H, W)`` to ``(B, ceil(H / 2), ceil(W / 2), embed_dims)``."""
-        height, width = x.shape[-2:]
-        if height % 2 or width % 2:  # F.pad copies in any case
-            x = F.pad(x, (0, width % 2, 0, height % 2))
-        x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # (B, C, H / 2, 2, W / 2, 2)
+        height, width = ((side + 1) // 2 for side in x.shape[-2:])
+        x = pad_to_multiple(x, 2).view(-1, x.shape[1], height, 2, width, 2)
         return self.reduction(self.norm(x.permute(0, 2, 4, 5, 3, 1).flatten(3)))
 
 
-class Mlp(BaseModule):
-    """Two linear layers with an activation between and dropout behind each."""
+def pad_to_multiple(x: Tensor, size: int, value: float = 0.0) -> Tensor:
+    """``(B, C, H, W)`` padded at the bottom and right to multiples of ``size``."""
+    bottom, right = ((side + size - 1) // size * size - side for side in x.shape[-2:])
+    # F.pad always copies. A graph for all sizes must not decide by one of them.
+    if torch.compiler.is_compiling() or bottom or right:
+        x = F.pad(x, (0, right, 0, bottom), value=value)
+    return x
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between and dropout after each."""
 
     def __init__(
         self,
@@ -129,9 +121,8 @@ class Mlp(BaseModule):
         hidden_dims: int,
         act_cfg: dict,
         drop: float = 0.0,
-        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         self.fc1 = nn.Linear(embed_dims, hidden_dims)
         self.act = build_activation_layer(act_cfg)
         self.fc2 = nn.Linear(hidden_dims, embed_dims)
@@ -147,8 +138,8 @@ class Mlp(BaseModule):
 class DropPath(nn.Module):
     """Adds a branch to its residual connection, in training with stochastic depth.
 
-    The same as mmcv's ``DropPath`` and a sum, in fewer passes over the maps, and with
-    probabilities that are not rounded to 16 bits in mixed precision.
+    Like mmcv's ``DropPath`` and a sum, but in fewer passes over the maps, and with probabilities
+    that are not rounded to 16 bits in mixed precision.
 
     Args:
         drop_prob: probability at which the branch of an image is left out.
@@ -168,7 +159,7 @@ class DropPath(nn.Module):
         return torch.addcmul(x, branch, factor.bernoulli_(kept).div_(kept).to(x.dtype))
 
 
-class FocalBlock(BaseModule):
+class FocalBlock(nn.Module):
     """Norm, attention, norm, MLP, each half with a residual connection.
 
     Args:
@@ -181,7 +172,6 @@ class FocalBlock(BaseModule):
         drop_path: rate at which a half is left out for an image, in training.
         layer_scale: first value of the learned factors ``gamma_1`` and ``gamma_2`` of the two
             halves, one for each channel; None for no factors.
-        init_cfg: as in mmengine.
     """
 
     def __init__(
@@ -194,9 +184,8 @@ class FocalBlock(BaseModule):
         drop: float = 0.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
-        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         self.norm1 = build_norm_layer(norm_cfg, embed_dims)[1]
         self.attn = attention
         self.norm2 = build_norm_layer(norm_cfg, embed_dims)[1]
@@ -217,7 +206,7 @@ def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
     return x if gamma is None else x * gamma
 
 
-class FocalStage(BaseModule):
+class FocalStage(nn.Module):
     """Blocks that work on maps of one stride, and the step to the next stage.
 
     Args:
@@ -225,7 +214,6 @@ class FocalStage(BaseModule):
         downsample: step to the next stage, None for the last one.
         with_cp: whether the blocks' activations are computed again in the backward pass instead
             of being kept.
-        init_cfg: as in mmengine.
     """
 
     def __init__(
@@ -233,9 +221,8 @@ class FocalStage(BaseModule):
         blocks: Sequence[FocalBlock],
         downsample: PatchEmbed | PatchMerging | None = None,
         with_cp: bool = False,
-        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.downsample = downsample
         self.with_cp = with_cp
@@ -247,13 +234,12 @@ class FocalStage(BaseModule):
             x: float ``(B, H, W, C)``.
 
         Returns:
-            The map behind the last block, float ``(B, H, W, C)``, and the input of the next
-            stage, ``(B, ceil(H / 2), ceil(W / 2), 2 * C)``, or None behind the last stage.
+            The map after the last block, float ``(B, H, W, C)``, and the input of the next
+            stage, ``(B, ceil(H / 2), ceil(W / 2), 2 * C)``, or None after the last stage.
         """
-        height, width = x.shape[1:3]
         # Blocks differ in their keys only where every other one shifts or expands.
-        geometries = {block.attn.geometry for block in self.blocks}
-        keys = {geometry: geometry.keys(height, width) for geometry in geometries}
+        layers = {block.attn.geometry: block.attn for block in self.blocks}
+        keys = {geometry: layer.keys(x) for geometry, layer in layers.items()}
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, keys[block.attn.geometry], use_reentrant=False)
@@ -306,15 +292,15 @@ class FocalTransformer(BaseModule):
             made for ``pretrain_img_size`` and resized to other sizes (bicubic).
         pretrain_img_size: image size in pixels, one or (height, width), of that embedding; not
             used without it.
-        patch_norm: whether patches are normalised behind the stem.
+        patch_norm: whether patches are normalised after the stem.
         use_conv_embed: whether patches overlap, in the stem and between stages.
         use_pre_norm: whether maps are normalised before the convolution between stages.
-        downsample: step between stages: ``'conv'``, a strided convolution with a norm behind it,
+        downsample: step between stages: ``'conv'``, a strided convolution followed by a norm,
             as the authors, or ``'merging'``, the patch merging of Swin Transformer, whose weights
             then fit there too.
         layer_scale_init_value: first value of the layer scale (CaiT), None for no layer scale.
-        out_indices: stages whose maps are returned, counted from 0. Stages behind the last of
-            them are not built.
+        out_indices: stages whose maps are returned, counted from 0. Later stages are not
+            built.
         out_norm: whether each returned map is normalised by a norm of its own, ``norm0`` to
             ``norm3``, as detectors expect.
         frozen_stages: -1 trains everything, 0 freezes the stem, ``i`` also the first ``i``
@@ -326,7 +312,7 @@ class FocalTransformer(BaseModule):
         attention_backend: ``backend`` of :func:`mmfocal.focal_attention`.
         compile_blocks: whether each block is compiled by :func:`torch.compile`, for symbolic
             sizes. That takes a minute or two when training begins and seldom again; compiling the
-            whole backbone takes longer, and again for many a size.
+            whole backbone takes longer, and is repeated for many sizes.
         init_cfg: as in mmengine. ``dict(type='Pretrained', checkpoint=...)`` takes the authors'
             files, those of Swin Transformer and our own, and all arguments of
             :func:`mmfocal.weights.load_pretrained`.
@@ -382,10 +368,9 @@ class FocalTransformer(BaseModule):
         compile_blocks: bool = False,
         init_cfg: dict | list | None = None,
     ) -> None:
-        arguments = {name: value for name, value in locals().items() if name not in NO_SETTINGS}
-        check_init(init_cfg)
+        not_settings = ('self', '__class__')
+        settings = Settings(**{k: v for k, v in locals().items() if k not in not_settings})
         super().__init__(init_cfg)
-        settings = Settings.of(**arguments)
         self.out_indices = settings.out_indices
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
@@ -434,8 +419,14 @@ class FocalTransformer(BaseModule):
 
     def _block(self, settings: Settings, stage: int, block: int) -> FocalBlock:
         channels, layer_scale = settings.channels(stage), settings.layer_scale_init_value
+        try:
+            geometry = _only_one(self._geometry(settings, stage, block))
+        except (TypeError, ValueError) as error:
+            name, _, rest = str(error).partition(' ')
+            name = f'{name}s' if name in PLURALS else name
+            raise type(error)(f'stage {stage} of {type(self).__name__}: {name} {rest}') from None
         attention = FocalSelfAttention(
-            self._geometry(stage, **settings.geometry(stage, block)),
+            geometry,
             channels,
             settings.num_heads[stage],
             pool_method=settings.pool_method,
@@ -455,6 +446,9 @@ class FocalTransformer(BaseModule):
             drop_path=settings.drop_path(stage, block),
             layer_scale=None if layer_scale is None else float(layer_scale),
         )
+
+    def _geometry(self, settings: Settings, stage: int, block: int) -> WindowGeometry:
+        return FocalGeometry(**settings.geometry(stage, block))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Maps of the stages in ``out_indices``.
@@ -483,9 +477,8 @@ class FocalTransformer(BaseModule):
         """Compiles each block by itself, for symbolic sizes.
 
         Blocks of a stage share their graphs; a stage has one for maps of whole windows, one or two
-        for maps that are padded, and each of them for one image and for several. PyTorch stops to
-        compile after eight graphs of one function, and all blocks are the same one, so its limit
-        is raised.
+        for maps that are padded, and each of them for one image and for several. PyTorch stops
+        compiling after eight graphs of one function, so its limit is raised.
 
         Args:
             **options: of :func:`torch.compile`, besides ``dynamic``.
@@ -498,7 +491,7 @@ class FocalTransformer(BaseModule):
                 block.compile(dynamic=True, **options)
 
     def init_weights(self) -> None:
-        """As in mmengine, except that ``Pretrained`` takes files of others and other sizes.
+        """As in mmengine, but ``Pretrained`` takes third-party checkpoints and other sizes.
 
         Raises:
             CheckpointError: see :func:`mmfocal.weights.load_pretrained`.
@@ -522,8 +515,8 @@ class FocalTransformer(BaseModule):
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Which layer a parameter belongs to, for learning rates that differ by layer.
 
-        Layer 0 is the patch embedding and every block one more; the step between two stages
-        belongs to the block before it, norms of outputs to what lies behind the backbone, which is
+        Layer 0 is the patch embedding and every block one more. The step between two stages
+        belongs to the block before it; norms of outputs and all that comes after the backbone are
         the last layer. The interface is that of mmpretrain's backbones.
 
         Args:
@@ -549,10 +542,6 @@ class FocalTransformer(BaseModule):
         super().train(mode)
         self._freeze_stages()
         return self
-
-    def _geometry(self, stage: int, **settings: int | str) -> WindowGeometry:
-        """Keys of a block of a stage, from settings by the names of :class:`FocalGeometry`."""
-        return geometry_of_stage(self, stage, FocalGeometry, **settings)
 
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
@@ -587,18 +576,3 @@ def _resized(embedding: Tensor, size: Sequence[int]) -> Tensor:
 def _only_one(geometry: WindowGeometry) -> WindowGeometry:
     """One object for equal ones: torch.compile tells graphs apart by identity."""
     return geometry
-
-
-def geometry_of_stage(
-    model: FocalTransformer,
-    stage: int,
-    geometry: type[WindowGeometry],
-    **settings: int | str,
-) -> WindowGeometry:
-    """The geometry of a stage; its errors name the backbone's argument."""
-    try:
-        return _only_one(geometry(**settings))
-    except (TypeError, ValueError) as error:
-        name, _, rest = str(error).partition(' ')
-        message = f'{ARGUMENT_OF.get(name, name)} {rest}'
-        raise type(error)(f'stage {stage} of {type(model).__name__}: {message}') from None

@@ -8,9 +8,10 @@ from typing import Any
 from mmengine.registry import MODELS
 
 from mmfocal.geometry import ClosestGeometry
+from mmfocal.utils.checks import check_int, require
 
-from .arguments import check_int, is_sequence
-from .focal_transformer import FocalTransformer, geometry_of_stage
+from .focal_transformer import FocalTransformer
+from .settings import Settings, is_sequence
 
 # Settings of the first version's keys, which the closest take the place of.
 WITHOUT = ('focal_windows', 'expand_sizes', 'expand_layer', 'border')
@@ -69,13 +70,11 @@ class FocalTransformerFast(FocalTransformer):
         # One value for any number of stages, which `_geometry` leaves out.
         super().__init__(arch, use_conv_embed=use_conv_embed, focal_windows=1, **settings)
 
-    def _geometry(self, stage: int, **settings: int | str) -> ClosestGeometry:
+    def _geometry(self, settings: Settings, stage: int, block: int) -> ClosestGeometry:
+        shared = settings.geometry(stage, block)
         height, width = self._stored_map_size(stage)
-        return geometry_of_stage(
-            self,
-            stage,
-            ClosestGeometry,
-            **{name: settings[name] for name in ('window_size', 'shift_size', 'focal_level')},
+        return ClosestGeometry(
+            **{name: shared[name] for name in ('window_size', 'shift_size', 'focal_level')},
             top_k=self.top_k,
             separate_height=height,
             separate_width=width,
@@ -83,18 +82,15 @@ class FocalTransformerFast(FocalTransformer):
 
     def _stored_map_size(self, stage: int) -> Sequence[int]:
         """Height and width of maps with stored relative positions, zeros for none."""
-        sizes = self.stored_map_sizes
+        sizes, name = self.stored_map_sizes, 'stored_map_sizes'
         if sizes is None:
             return 0, 0
-        if not is_sequence(sizes) or len(sizes) <= stage:
-            raise ValueError(
-                f'stored_map_sizes must have one entry for each stage, or be None, got {sizes!r}'
-            )
-        size = sizes[stage]
-        if size is None:
+        expected = 'None or have one entry for each stage'
+        require(is_sequence(sizes) and len(sizes) > stage, name, expected, sizes)
+        if sizes[stage] is None:
             return 0, 0
-        if not is_sequence(size) or len(size) != 2:
-            raise ValueError(f'stored_map_sizes must have (height, width) or None, got {sizes!r}')
-        for side in size:
+        expected = 'None or have (height, width) or None for each stage'
+        require(is_sequence(sizes[stage]) and len(sizes[stage]) == 2, name, expected, sizes)
+        for side in sizes[stage]:
             check_int('stored_map_sizes: height and width', side, least=1)
-        return size
+        return sizes[stage]

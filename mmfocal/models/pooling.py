@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmfocal.geometry import WindowGeometry
+from mmfocal.utils.checks import require
 
 POOL_METHODS = ('fc', 'conv', 'mean', 'max')
 
 
-class FocalPooling(BaseModule):
+class FocalPooling(nn.Module):
     """Summarises each sub-window of a map by one cell.
 
     Methods, after ``FocalTransformerBlock`` of the authors'
-    ``classification/focal_transformer.py``: ``fc`` weighs the tokens of a sub-window, alike in all
-    channels; ``conv`` weighs them channel by channel; ``mean`` and ``max`` have no parameters.
-    ``fc`` and ``conv`` begin as the mean, which is what the authors' code sets before its general
-    initialisation overwrites it.
+    ``classification/focal_transformer.py``: ``fc`` weighs the tokens of a sub-window, with the
+    same weights in all channels; ``conv`` has weights for each channel; ``mean`` and ``max`` have
+    no parameters. ``fc`` and ``conv`` begin as the mean, which is what the authors' code sets
+    before its general initialisation overwrites it.
 
     Args:
         geometry: settings of the attention.
         level: pooled level, 1 for one cell a window.
         method: one of ``fc``, ``conv``, ``mean``, ``max``.
         embed_dims: channels ``C``.
-        init_cfg: as in mmengine.
     """
 
     def __init__(
@@ -34,11 +33,9 @@ class FocalPooling(BaseModule):
         level: int,
         method: str,
         embed_dims: int,
-        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        if method not in POOL_METHODS:
-            raise ValueError(f'pool_method must be one of {POOL_METHODS}, got {method!r}')
+        super().__init__()
+        require(method in POOL_METHODS, 'pool_method', f'one of {POOL_METHODS}', method)
         self.geometry, self.level, self.method = geometry, level, method
         self.cells_per_window = geometry.cells_per_window(level)
         side = geometry.sub_window_size(level)

@@ -7,7 +7,6 @@ function of the relative position (:class:`CoordinatePositionBias`).
 from __future__ import annotations
 
 import torch
-from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
@@ -15,15 +14,15 @@ from mmfocal.geometry import ClosestGeometry, ClosestKeys, FocalGeometry, FocalK
 from mmfocal.ops import relative_position_index, table_bias
 
 
-class FocalPositionBias(BaseModule):
+class FocalPositionBias(nn.Module):
     """All position bias tables of one attention layer, and the dense bias that they make.
 
     The names of the tables begin with ``relative_position_bias_table``, by which optimizer
     settings find them. Layouts are those of the authors' ``WindowAttention``
-    (``classification/focal_transformer.py``), so that their weights fit as they are:
+    (``classification/focal_transformer.py``), so that their weights fit unchanged:
 
     * ``relative_position_bias_table`` ``((2 * Wh - 1) * (2 * Ww - 1), nH)``: keys of the window
-      itself, by relative position, as in Swin Transformer. Begins at zero, as the authors'.
+      itself, by relative position, as in Swin Transformer. Begins at zero, like the authors'.
     * ``relative_position_bias_table_to_neighbors`` ``(1, nH, Wh * Ww, R)``: keys of the ring, one
       entry for each pair of a query and a place in the authors' list of ring tokens. Some tokens
       have two places there. As keys with weights ``exp(s + b1)`` and ``exp(s + b2)`` they add up
@@ -35,13 +34,10 @@ class FocalPositionBias(BaseModule):
     Args:
         geometry: settings of the attention.
         num_heads: number of heads ``nH``.
-        init_cfg: as in mmengine.
     """
 
-    def __init__(
-        self, geometry: FocalGeometry, num_heads: int, init_cfg: dict | list | None = None
-    ) -> None:
-        super().__init__(init_cfg)
+    def __init__(self, geometry: FocalGeometry, num_heads: int) -> None:
+        super().__init__()
         self.geometry = geometry
         window = geometry.window_size
         self.relative_position_bias_table = nn.Parameter(
@@ -72,7 +68,7 @@ class FocalPositionBias(BaseModule):
             )
 
     def _register_index(self, name: str, index: Tensor) -> None:
-        # Not persistent: it follows from the settings, and checkpoints stay free of it.
+        # Not persistent: it follows from the settings, so checkpoints need not hold it.
         self.register_buffer(name, index, persistent=False)
 
     def forward(self, keys: FocalKeys | None = None, fused: bool = False) -> Tensor:
@@ -106,7 +102,7 @@ class FocalPositionBias(BaseModule):
         return torch.cat(sources, dim=-1)
 
 
-class CoordinatePositionBias(BaseModule):
+class CoordinatePositionBias(nn.Module):
     """A small MLP for each level, from relative positions in tokens to a bias for each head.
 
     After ``coord2rpb_all`` of the authors' ``WindowAttention``
@@ -123,7 +119,6 @@ class CoordinatePositionBias(BaseModule):
         geometry: settings of the attention.
         num_heads: number of heads ``nH``.
         head_dims: channels of a head, and of the hidden layers.
-        init_cfg: as in mmengine.
     """
 
     def __init__(
@@ -131,9 +126,8 @@ class CoordinatePositionBias(BaseModule):
         geometry: ClosestGeometry,
         num_heads: int,
         head_dims: int,
-        init_cfg: dict | list | None = None,
     ) -> None:
-        super().__init__(init_cfg)
+        super().__init__()
         self.mlps = nn.ModuleList(
             nn.Sequential(nn.Linear(2, head_dims), nn.ReLU(), nn.Linear(head_dims, num_heads))
             for _ in range(geometry.focal_level)
@@ -155,7 +149,7 @@ class CoordinatePositionBias(BaseModule):
 
         Args:
             keys: of the map.
-            fused: makes no difference here.
+            fused: has no effect.
 
         Returns:
             float ``(nH, Wh * Ww, columns)``, in the precision of the parameters.

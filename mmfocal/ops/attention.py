@@ -1,8 +1,7 @@
 """The public op: its contract, the choice of a backend, and its registration with PyTorch.
 
-Backends are plain functions of tensors. Registered as ``torch.ops.mmfocal.focal_attention`` and
-``torch.ops.mmfocal.focal_attention_backward``, they are opaque to ``torch.compile``: geometry goes
-in as numbers, and the tables of keys are looked up behind the op, never traced.
+Backends are plain functions of tensors, registered as ``torch.ops.mmfocal.focal_attention`` and
+``torch.ops.mmfocal.focal_attention_backward``.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from mmengine.logging import print_log
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from mmfocal.geometry import ClosestGeometry, ClosestKeys, FocalGeometry, FocalKeys, WindowGeometry
+from mmfocal.geometry import ClosestKeys, FocalKeys
+from mmfocal.utils.checks import require
 
 from . import gather_sdpa, triton
-from .eager import once, refuse_to_differentiate, runs_eagerly
 from .reference import focal_attention_reference
+from .registration import Operator, as_numbers, from_numbers, register, runs_eagerly
 
 
 class Backend(NamedTuple):
@@ -44,7 +44,7 @@ class Backend(NamedTuple):
     backward: Callable[..., tuple[Tensor, Tensor]]
 
 
-# Fastest first: 'auto' takes the first that does not decline, and the reference behind them all.
+# Fastest first: 'auto' takes the first that does not decline, and the reference after them all.
 FUSED = {
     'triton': Backend(triton.why_not, triton.forward, triton.empty_kept, triton.backward),
     'gather_sdpa': Backend(
@@ -61,9 +61,8 @@ def available_backends() -> tuple[str, ...]:
 
 def check_backend(name: str) -> None:
     """Raises a ValueError for what is neither ``'auto'`` nor a backend's name."""
-    if name not in ('auto', *available_backends()):
-        names = ', '.join(map(repr, ('auto', *available_backends())))
-        raise ValueError(f'the attention backend must be one of {names}, got {name!r}')
+    names = ('auto', *available_backends())
+    require(name in names, 'the attention backend', f'one of {names}', name)
 
 
 def why_not(
@@ -142,52 +141,11 @@ def focal_attention(
     backend = _choose(backend, qkv.device, qkv.dtype, head_dim, drops)
     if backend == REFERENCE:
         return focal_attention_reference(qkv, keys, bias, scale, dropout_p)
-    if runs_eagerly(qkv, bias):
-        device = qkv.device.type
-        if device == 'meta' or not torch.is_autocast_enabled(device):
-            return _FocalAttention.apply(qkv, bias, keys, scale, backend)
-        # `qkv` alone is cast: a bias in lower precision would be lost among the scores.
-        qkv = qkv.to(torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
-            return _FocalAttention.apply(qkv, bias, keys, scale, backend)
-    call = (*_as_numbers(keys), scale, backend)
-    return torch.ops.mmfocal.focal_attention(qkv, bias, *call)[0]
-
-
-class _FocalAttention(torch.autograd.Function):
-    """A fused backend, below autograd."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, qkv: Tensor, bias: Tensor, keys: FocalKeys, scale: float, backend: str
-    ) -> Tensor:
-        out, *kept = FUSED[backend].forward(qkv, keys, bias, scale)
-        ctx.save_for_backward(qkv, bias, out, *kept)
-        ctx.call = keys, scale, backend
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        needs_qkv, needs_bias = ctx.needs_input_grad[:2]
-        grad_qkv, grad_bias = once(_gradients, grad_out, *ctx.saved_tensors, *ctx.call, needs_bias)
-        return grad_qkv if needs_qkv else None, grad_bias if needs_bias else None, None, None, None
-
-
-def _gradients(
-    grad_out: Tensor,
-    qkv: Tensor,
-    bias: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    prepared_bias: Tensor,
-    keys: FocalKeys,
-    scale: float,
-    backend: str,
-    bias_needs_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    return FUSED[backend].backward(
-        grad_out, qkv, keys, bias, out, lse, prepared_bias, scale, bias_needs_grad
-    )
+    call = _as_numbers(keys, scale, backend)
+    device = qkv.device.type
+    if not runs_eagerly(qkv, bias) or device == 'meta' or not torch.is_autocast_enabled(device):
+        return _attend(qkv, bias, *call)[0]
+    return _under_autocast(qkv, bias, *call)[0]
 
 
 def _check(qkv: Tensor, keys: FocalKeys, bias: Tensor, dropout_p: float) -> None:
@@ -205,8 +163,7 @@ def _check(qkv: Tensor, keys: FocalKeys, bias: Tensor, dropout_p: float) -> None
     if tuple(bias.shape) != expected:
         axes = '(nH, Wh*Ww, N)' if columns == keys.num_keys else '(nH, Wh*Ww, columns)'
         raise ValueError(f'bias must be {axes} = {expected}, got {tuple(bias.shape)}')
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f'dropout_p must be at least 0 and less than 1, got {dropout_p}')
+    require(0 <= dropout_p < 1, 'dropout_p', 'at least 0 and less than 1', dropout_p)
 
 
 @torch.compiler.assume_constant_result
@@ -236,74 +193,18 @@ def _choose_once(backend: str, device: torch.device, *call: object) -> str:
     return name
 
 
-# Registration with PyTorch. Geometry and map size travel as numbers, which a compiled graph can
-# hold; the tables that they stand for are looked up behind the op. `rule` is the border of a
-# FocalGeometry, or says that the numbers are those of a ClosestGeometry.
-
-_CALL = 'SymInt height, SymInt width, int[] geometry, str rule, float scale, str backend'
-torch.library.define(
-    'mmfocal::focal_attention',
-    f'(Tensor qkv, Tensor bias, {_CALL}) -> (Tensor out, Tensor lse, Tensor prepared_bias)',
-)
-torch.library.define(
-    'mmfocal::focal_attention_backward',
-    f'(Tensor grad_out, Tensor qkv, Tensor bias, Tensor out, Tensor lse, Tensor prepared_bias, '
-    f'{_CALL}, bool bias_needs_grad) -> (Tensor grad_qkv, Tensor grad_bias)',
-)
-
-
-CLOSEST = 'closest'
-
-
-def _as_numbers(keys: FocalKeys) -> tuple[int, int, list[int], str]:
-    if isinstance(keys.geometry, ClosestGeometry):
-        return *keys.map_size, list(keys.geometry.values()), CLOSEST
-    *numbers, border = keys.geometry.values()
-    return *keys.map_size, numbers, border
-
-
-def _from_numbers(height: int, width: int, geometry: Sequence[int], rule: str) -> FocalKeys:
-    return _geometry(tuple(geometry), rule).keys(height, width)
-
-
-@lru_cache
-def _geometry(numbers: tuple[int, ...], rule: str) -> WindowGeometry:
-    return ClosestGeometry(*numbers) if rule == CLOSEST else FocalGeometry(*numbers, rule)
-
-
-@torch.library.impl('mmfocal::focal_attention', 'default')
-def _forward(
-    qkv: Tensor,
-    bias: Tensor,
-    height: int,
-    width: int,
-    geometry: Sequence[int],
-    rule: str,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    keys = _from_numbers(height, width, geometry, rule)
+def _forward(qkv: Tensor, bias: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    keys, scale, backend = _resolved(*call)
     return FUSED[backend].forward(qkv, keys, bias, scale)
 
 
-@torch.library.register_fake('mmfocal::focal_attention')
-def _fake_forward(
-    qkv: Tensor,
-    bias: Tensor,
-    height: int,
-    width: int,
-    geometry: Sequence[int],
-    rule: str,
-    scale: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    keys = _from_numbers(height, width, geometry, rule)
+def _fake_forward(qkv: Tensor, bias: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
+    keys, _, backend = _resolved(*call)
     batch, _, _, heads, dim = qkv.shape
     out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
     return out, *FUSED[backend].empty_kept(qkv, keys, bias)
 
 
-@torch.library.impl('mmfocal::focal_attention_backward', 'default')
 def _backward(
     grad_out: Tensor,
     qkv: Tensor,
@@ -311,26 +212,31 @@ def _backward(
     out: Tensor,
     lse: Tensor,
     prepared_bias: Tensor,
-    height: int,
-    width: int,
-    geometry: Sequence[int],
-    rule: str,
-    scale: float,
-    backend: str,
-    bias_needs_grad: bool,
+    *call_and_need: Any,
 ) -> tuple[Tensor, Tensor]:
-    keys = _from_numbers(height, width, geometry, rule)
-    return _gradients(
-        grad_out, qkv, bias, out, lse, prepared_bias, keys, scale, backend, bias_needs_grad
+    *call, bias_needs_grad = call_and_need
+    keys, scale, backend = _resolved(*call)
+    return FUSED[backend].backward(
+        grad_out, qkv, keys, bias, out, lse, prepared_bias, scale, bias_needs_grad
     )
 
 
-@torch.library.register_fake('mmfocal::focal_attention_backward')
 def _fake_backward(
     grad_out: Tensor, qkv: Tensor, bias: Tensor, *call: object
 ) -> tuple[Tensor, Tensor]:
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     return grad_qkv, torch.empty_like(bias, memory_format=torch.contiguous_format)
+
+
+def _as_numbers(keys: FocalKeys, scale: float, backend: str) -> tuple[Any, ...]:
+    """A call as the operators take it."""
+    return *keys.map_size, *as_numbers(keys.geometry), scale, backend
+
+
+def _resolved(
+    height: int, width: int, numbers: Sequence[int], rule: str, scale: float, backend: str
+) -> tuple[FocalKeys, float, str]:
+    return from_numbers(numbers, rule).keys(height, width), scale, backend
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -340,38 +246,36 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> Non
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_out: Tensor | None, *kept: None) -> tuple[Tensor | None, ...]:
-    grad_qkv = grad_bias = None
-    if grad_out is not None:
-        grad_qkv, grad_bias = torch.ops.mmfocal.focal_attention_backward(
-            grad_out, *ctx.saved_tensors, *ctx.call, ctx.needs_input_grad[1]
-        )
-        if not ctx.needs_input_grad[0]:
-            grad_qkv = None
-        if not ctx.needs_input_grad[1]:
-            grad_bias = None
-    return grad_qkv, grad_bias, *(None for _ in ctx.call)
-
-
-torch.library.register_autograd('mmfocal::focal_attention', _differentiate, setup_context=_save)
-torch.library.register_autograd('mmfocal::focal_attention_backward', refuse_to_differentiate)
+_CALL = 'SymInt height, SymInt width, int[] geometry, str rule, float scale, str backend'
+_attend = register(
+    'focal_attention',
+    Operator(
+        f'(Tensor qkv, Tensor bias, {_CALL}) -> (Tensor out, Tensor lse, Tensor prepared_bias)',
+        _forward,
+        _fake_forward,
+    ),
+    Operator(
+        '(Tensor grad_out, Tensor qkv, Tensor bias, Tensor out, Tensor lse, Tensor prepared, '
+        f'{_CALL}, bool bias_needs_grad) -> (Tensor grad_qkv, Tensor grad_bias)',
+        _backward,
+        _fake_backward,
+    ),
+    _save,
+    lambda ctx, grad: (grad, *ctx.saved_tensors, *ctx.call, ctx.needs_input_grad[1]),
+)
 
 
 def _under_autocast(qkv: Tensor, bias: Tensor, *call: object) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`focal_attention` does where operators just run."""
+    """Casts ``qkv``, but not the bias, which in lower precision would be lost among the scores."""
     device = qkv.device.type
     with torch.autocast(device, enabled=False):
-        return torch.ops.mmfocal.focal_attention(
-            qkv.to(torch.get_autocast_dtype(device)), bias, *call
-        )
+        return _attend(qkv.to(torch.get_autocast_dtype(device)), bias, *call)
 
 
 @register_flop_formula(torch.ops.mmfocal.focal_attention)
-def _flops(
-    qkv: Sequence[int], bias: Sequence[int], height: int, width: int, *call: Any, **_: Any
-) -> int:
+def _flops(qkv: Sequence[int], bias: Sequence[int], *call: Any, **_: Any) -> int:
     """FLOPs of the two products of scores and values; shapes come in place of tensors."""
-    keys = _from_numbers(height, width, *call[:2])
+    keys, _, _ = _resolved(*call)
     batch, _, _, heads, dim = qkv
     return 4 * batch * keys.num_windows * keys.num_queries * keys.num_keys * heads * dim
 
@@ -381,7 +285,7 @@ def _backward_flops(
     grad_out: Sequence[int], qkv: Sequence[int], bias: Sequence[int], *call: Any, **_: Any
 ) -> int:
     """Of five products: the scores anew, and gradients of weights, values, queries and keys."""
-    return _flops(qkv, bias, *call[3:]) * 5 // 2
+    return _flops(qkv, bias, *call[3:-1]) * 5 // 2
 
 
 _library = torch.library.Library('mmfocal', 'FRAGMENT')

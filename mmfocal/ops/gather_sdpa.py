@@ -1,8 +1,8 @@
 """Gathered keys and PyTorch's fused attention, a few windows of a head at a time.
 
-Scores are never kept: the backward pass computes them again, chunk by chunk. Gradients of keys are
-written window by window and then summed token by token, in a fixed order: several times faster
-than adding to rows at random, and deterministic.
+The backward pass computes scores again, chunk by chunk. Gradients of keys are written window by
+window and then summed token by token in a fixed order: several times faster than adding to rows at
+random, and deterministic.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ CPU_CHUNK_BYTES = 2**23
 DEVICE_CHUNK_BYTES = 2**27
 
 
-def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Nothing: what PyTorch itself offers runs everywhere."""
-    return None
+def why_not(*call: object) -> None:
+    """Nothing: it runs everywhere."""
 
 
 def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Nothing is kept: PyTorch's attention does not hand out its log-sum-exps."""
+    """Nothing: PyTorch's attention does not return its log-sum-exps."""
     return qkv.new_empty(0), bias.new_empty(0)
 
 
@@ -76,33 +75,30 @@ def backward(
     for group in _groups(qkv, keys, bias):
         grad_query = group.new_windows(keys.num_queries)
         grad_key, grad_value = (group.new_windows(keys.num_keys) for _ in range(2))
-        grad_columns = group.new_columns() if bias_needs_grad and group.by_column else None
+        bias_sums = _BiasSums(group) if bias_needs_grad else None
         for chunk in group.chunks():
             d_out = chunk.zero_keyless(group.gather_out(grad_out, chunk.windows)).flatten(0, 1)
             query, key, value = (t.flatten(0, 1) for t in chunk[1:4])
             query = query * scale
-            scores = chunk.fresh_bias().flatten(0, 1)  # (h * windows, Wh*Ww, N)
-            weights = scores.baddbmm_(query, key.mT).softmax(dim=-1)
+            weights = chunk.fresh_bias().baddbmm_(query, key.mT).softmax(dim=-1)
             d_weights = d_out.bmm(value.mT)
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
-            if grad_columns is not None:
-                by_key = d_scores.unflatten(0, (-1, chunk.query.shape[1])).mT
-                grad_columns[:, chunk.windows] = by_key
-            elif bias_needs_grad:
-                grad_bias[group.heads] += group.sum_windows(d_scores)
-            for grad, left, right in (
-                (grad_query, d_scores, key),
-                (grad_key, d_scores.mT, query),
-                (grad_value, weights.mT, d_out),
-            ):
-                # A view: a chunk has all windows of its heads, or one head.
-                torch.bmm(left, right, out=grad[:, chunk.windows].view(-1, *grad.shape[2:]))
-        if grad_columns is not None:
-            grad_bias[group.heads] += group.sum_by_column(grad_columns)
+            _multiply(d_scores, key, grad_query[:, chunk.windows])
+            _multiply(d_scores.mT, query, grad_key[:, chunk.windows])
+            _multiply(weights.mT, d_out, grad_value[:, chunk.windows])
+            if bias_sums is not None:
+                bias_sums.add(d_scores, chunk.windows)
+        if bias_sums is not None:
+            grad_bias[group.heads] += bias_sums.total()
         group.store(group.map_order(grad_query.mul_(scale)), grad_qkv[:, : keys.num_map_tokens, 0])
         group.store(group.sum_by_token(grad_key), grad_qkv[:, :, 1])
         group.store(group.sum_by_token(grad_value), grad_qkv[:, :, 2])
     return grad_qkv, grad_bias.to(bias.dtype)
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+    # A view: a chunk has all windows of its heads, or one head.
+    torch.bmm(left, right, out=out.view(-1, *out.shape[2:]))
 
 
 def _precision(tensor: Tensor) -> torch.dtype:
@@ -122,10 +118,10 @@ class _Chunk(NamedTuple):
     bias_is_own: bool  # whether the bias was made for this chunk, window by window
 
     def fresh_bias(self) -> Tensor:
-        """The bias of each window, ``(h, windows, Wh*Ww, N)``, to be written over."""
+        """The bias of each window, ``(h * windows, Wh*Ww, N)``, to be written over."""
         if self.bias_is_own:
-            return self.bias
-        return self.bias.repeat(1, self.query.shape[1], 1, 1)
+            return self.bias.flatten(0, 1)
+        return self.bias.repeat(1, self.query.shape[1], 1, 1).flatten(0, 1)
 
     def zero_keyless(self, values: Tensor) -> Tensor:
         """Zero in the rows ``(h, windows, Wh*Ww, D)`` of queries that may see no key."""
@@ -199,7 +195,7 @@ class _Group:
             )
 
     def gather_out(self, out: Tensor, windows: slice) -> Tensor:
-        """Rows of ``(B, Hp * Wp, nH, D)`` that belong to the windows' queries."""
+        """Rows of ``(B, Hp * Wp, nH, D)`` of the windows' queries."""
         return self._gather(out.view(-1, self.dim), self.out_rows[:, windows])
 
     def _bias(self, windows: slice) -> Tensor:
@@ -223,26 +219,6 @@ class _Group:
         values = values.unflatten(0, (self.num_images, -1)).transpose(1, 2)
         target[self.images, :, self.heads] = values
 
-    def sum_windows(self, scores: Tensor) -> Tensor:
-        """Sums ``(h * windows, Wh*Ww, N)`` over windows and images: ``(heads, Wh*Ww, N)``."""
-        return scores.unflatten(0, (self.num_images, len(self.bias) // self.num_images, -1)).sum(
-            (0, 2)
-        )
-
-    def new_columns(self) -> Tensor:
-        """Empty ``(h, nW, N, Wh*Ww)``, for gradients of the bias of each key."""
-        shape = (len(self.bias), *self.tables.columns.shape, self.keys.num_queries)
-        return self.bias.new_empty(shape)
-
-    def sum_by_column(self, windows: Tensor) -> Tensor:
-        """Sums ``(h, nW, N, Wh*Ww)`` over images and places of each column.
-
-        Returns:
-            ``(heads, Wh*Ww, columns)``.
-        """
-        sums = self._sum_by_reader(windows, *self.tables.column_readers)
-        return sums.unflatten(0, (self.num_images, -1)).sum(0).mT
-
     def map_order(self, windows: Tensor) -> Tensor:
         """``(h, nW, Wh*Ww, D)`` as ``(h, Hp * Wp, D)``."""
         rows = self._in_each_head(self.tables.inverse, windows[0, ..., 0].numel())
@@ -250,9 +226,10 @@ class _Group:
 
     def sum_by_token(self, windows: Tensor) -> Tensor:
         """Sums ``(h, nW, N, D)`` over all places of each token: ``(h, L, D)``."""
-        return self._sum_by_reader(windows, *self.tables.readers)
+        return self.sum_by_reader(windows, *self.tables.readers)
 
-    def _sum_by_reader(self, windows: Tensor, entries: Tensor, offsets: Tensor) -> Tensor:
+    def sum_by_reader(self, windows: Tensor, entries: Tensor, offsets: Tensor) -> Tensor:
+        """Sums ``(h, nW, N, x)`` over the places of each reader: ``(h, readers, x)``."""
         entries = entries[: self.tables.num_valid]
         rows = self._in_each_head(entries, windows[0, ..., 0].numel())
         bags = self._in_each_head(offsets[:-1], len(entries))
@@ -263,6 +240,34 @@ class _Group:
         """``rows`` of the first head and their counterparts in all others: ``(h, len(rows))``."""
         head = torch.arange(len(self.bias), device=rows.device, dtype=rows.dtype)
         return rows + head[:, None] * rows_per_head
+
+
+class _BiasSums:
+    """The gradient of the bias of a group, summed over windows and images."""
+
+    def __init__(self, group: _Group) -> None:
+        self.group, self.columns = group, None
+        if group.by_column:  # gradients of single keys, (h, nW, N, Wh*Ww)
+            shape = (len(group.bias), *group.tables.columns.shape, group.keys.num_queries)
+            self.columns = group.bias.new_empty(shape)
+        else:
+            heads = len(group.bias) // group.num_images
+            self.sum = group.bias.new_zeros(heads, *group.bias.shape[2:])
+
+    def add(self, d_scores: Tensor, windows: slice) -> None:
+        """Adds gradients ``(h * windows, Wh*Ww, N)`` of scores."""
+        if self.columns is not None:
+            self.columns[:, windows] = d_scores.unflatten(0, (len(self.columns), -1)).mT
+        else:
+            parts = (self.group.num_images, len(self.sum), -1)
+            self.sum += d_scores.unflatten(0, parts).sum((0, 2))
+
+    def total(self) -> Tensor:
+        """``(heads, Wh*Ww, N or columns)``."""
+        if self.columns is None:
+            return self.sum
+        sums = self.group.sum_by_reader(self.columns, *self.group.tables.column_readers)
+        return sums.unflatten(0, (self.group.num_images, -1)).sum(0).mT
 
 
 def _groups(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> Iterator[_Group]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmfocal.geometry import FocalGeometry
 
-from .eager import once, refuse_to_differentiate, runs_eagerly
+from .registration import Operator, as_numbers, from_numbers, register
 
 
 def table_bias(tables: Sequence[Tensor], geometry: FocalGeometry) -> Tensor:
@@ -36,17 +36,14 @@ def table_bias(tables: Sequence[Tensor], geometry: FocalGeometry) -> Tensor:
     """
     num_heads = tables[0].shape[1]
     flat = torch.cat([table.flatten() for table in tables])
-    if runs_eagerly(flat):
-        return _TableBias.apply(flat, geometry, num_heads)
-    *numbers, border = geometry.values()
-    return torch.ops.mmfocal.table_bias(flat, numbers, border, num_heads)
+    return _bias(flat, *as_numbers(geometry), num_heads)
 
 
 class Listings(NamedTuple):
     """Which numbers of the tables, one after the other, make each place of the bias."""
 
     first: Tensor  # int32 (nH, Wh * Ww, N): a number
-    second: Tensor | None  # int32, likewise: a further one, or -1; None where there are none
+    second: Tensor | None  # int32, as `first`: a further one, or -1; None where there are none
     entries: Tensor  # int32 (listings,): places of all numbers, in the order of the numbers
     offsets: Tensor  # int32 (numbers + 1,): where the places of each begin in `entries`
 
@@ -105,8 +102,8 @@ def relative_position_index(query_side: int, key_side: int) -> Tensor:
     Args:
         query_side: side of the square of queries.
         key_side: side of the square of keys. A table has ``query_side + key_side - 1`` rows and
-            as many columns, from the key that is furthest behind the query to the one that is
-            furthest ahead of it.
+            as many columns, from the key that is furthest before the query to the one
+            that is furthest after it.
 
     Returns:
         int64 ``(query_side ** 2, key_side ** 2)``.
@@ -117,71 +114,26 @@ def relative_position_index(query_side: int, key_side: int) -> Tensor:
     return (rows + relative[None, :, None, :]).reshape(query_side**2, key_side**2)
 
 
-class _TableBias(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, geometry: FocalGeometry, num_heads: int) -> Tensor:
-        bias = _gather(table, geometry, num_heads)
-        ctx.save_for_backward(bias, table)
-        ctx.call = geometry, num_heads
-        return bias
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return once(_sum, grad, *ctx.saved_tensors, *ctx.call), None, None
-
-
-def _gather(table: Tensor, geometry: FocalGeometry, num_heads: int) -> Tensor:
+def _forward(table: Tensor, numbers: Sequence[int], border: str, num_heads: int) -> Tensor:
     from .triton.bias_pass import run_gather
 
-    listings = listings_of(geometry, num_heads, table.device)
+    listings = listings_of(from_numbers(numbers, border), num_heads, table.device)
     return run_gather(table, listings.first, listings.second)
 
 
-def _sum(
-    grad: Tensor, bias: Tensor, table: Tensor, geometry: FocalGeometry, num_heads: int
-) -> Tensor:
-    from .triton.bias_pass import run_sum
-
-    listings = listings_of(geometry, num_heads, table.device)
-    has_second = listings.second is not None
-    return run_sum(grad, bias, table, listings.entries, listings.offsets, has_second)
-
-
-# Registration with PyTorch, for what compiles and watches operators. The geometry travels as
-# numbers, and the listings that it stands for are looked up behind the op.
-_CALL = 'int[] geometry, str border, int num_heads'
-torch.library.define('mmfocal::table_bias', f'(Tensor table, {_CALL}) -> Tensor')
-torch.library.define(
-    'mmfocal::table_bias_backward', f'(Tensor grad, Tensor bias, Tensor table, {_CALL}) -> Tensor'
-)
-
-
-@torch.library.impl('mmfocal::table_bias', 'default')
-def _forward(table: Tensor, geometry: Sequence[int], border: str, num_heads: int) -> Tensor:
-    return _gather(table, FocalGeometry(*geometry, border), num_heads)
-
-
-@torch.library.register_fake('mmfocal::table_bias')
-def _fake_forward(table: Tensor, geometry: Sequence[int], border: str, num_heads: int) -> Tensor:
-    settings = FocalGeometry(*geometry, border)
-    return table.new_empty(num_heads, settings.window_size**2, settings.num_keys)
-
-
-@torch.library.impl('mmfocal::table_bias_backward', 'default')
 def _backward(
     grad: Tensor,
     bias: Tensor,
     table: Tensor,
-    geometry: Sequence[int],
+    numbers: Sequence[int],
     border: str,
     num_heads: int,
 ) -> Tensor:
-    return _sum(grad, bias, table, FocalGeometry(*geometry, border), num_heads)
+    from .triton.bias_pass import run_sum
 
-
-@torch.library.register_fake('mmfocal::table_bias_backward')
-def _fake_backward(grad: Tensor, bias: Tensor, table: Tensor, *call: object) -> Tensor:
-    return torch.empty_like(table)
+    listings = listings_of(from_numbers(numbers, border), num_heads, table.device)
+    has_second = listings.second is not None
+    return run_sum(grad, bias, table, listings.entries, listings.offsets, has_second)
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -189,10 +141,22 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(output, table)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    grad_table = torch.ops.mmfocal.table_bias_backward(grad, *ctx.saved_tensors, *ctx.call)
-    return grad_table, None, None, None
+def _fake_forward(table: Tensor, numbers: Sequence[int], border: str, num_heads: int) -> Tensor:
+    geometry = from_numbers(numbers, border)
+    return table.new_empty(num_heads, geometry.window_size**2, geometry.num_keys)
 
 
-torch.library.register_autograd('mmfocal::table_bias', _differentiate, setup_context=_save)
-torch.library.register_autograd('mmfocal::table_bias_backward', refuse_to_differentiate)
+def _fake_backward(grad: Tensor, bias: Tensor, table: Tensor, *call: object) -> Tensor:
+    return torch.empty_like(table)
+
+
+_CALL = 'int[] geometry, str border, int num_heads'
+_bias = register(
+    'table_bias',
+    Operator(f'(Tensor table, {_CALL}) -> Tensor', _forward, _fake_forward),
+    Operator(
+        f'(Tensor grad, Tensor bias, Tensor table, {_CALL}) -> Tensor', _backward, _fake_backward
+    ),
+    _save,
+    lambda ctx, grad: (grad, *ctx.saved_tensors, *ctx.call),
+)

@@ -25,6 +25,11 @@ class Requirement(NamedTuple):
     below: str
     tested: str
 
+    @property
+    def pin(self) -> str:
+        """The tested version, as pip takes it."""
+        return f'{self.distribution}=={self.tested}'
+
     def accepts(self, found: str) -> bool:
         return _numbers(self.at_least) <= _numbers(found) < _numbers(self.below)
 
@@ -80,14 +85,12 @@ def installed(distribution: str) -> str | None:
 
 def detect_stack() -> str | None:
     """``'official'`` or ``'onedl'``, whichever more is installed of; None without either."""
-
-    def count(stack: str) -> int:
-        return sum(
-            installed(package.distribution) is not None for package in STACKS[stack].values()
-        )
-
-    stack = max(STACKS, key=count)
-    return stack if count(stack) else None
+    counts = {
+        stack: sum(installed(package.distribution) is not None for package in packages.values())
+        for stack, packages in STACKS.items()
+    }
+    stack = max(counts, key=counts.get)
+    return stack if counts[stack] else None
 
 
 def stack_requirements() -> dict[str, Requirement]:
@@ -188,7 +191,7 @@ def require_mmcv_ops() -> None:
 def register_config_packages() -> None:
     """Lets mmengine find ``_base_ = 'mmfocal::...'``, and ``'mmseg::...'`` on OneDL's stack.
 
-    It knows OpenMMLab's packages alone, and looks for the distribution mmsegmentation, which is
+    It only knows OpenMMLab's packages, and looks for the distribution mmsegmentation, which is
     called onedl-mmsegmentation there; the name of a module serves as well. It also serves where
     mmfocal is installed as a link to a checkout, of whose distribution mmengine asks the wrong
     place.
@@ -209,17 +212,16 @@ def install(requirement: Requirement) -> str:
     """Command that installs the tested version of a package and what it needs."""
     # mmcv is compiled against the PyTorch that is here.
     options = ['--no-build-isolation'] if requirement.distribution.endswith('mmcv') else []
-    return pip('install', *options, f'{requirement.distribution}=={requirement.tested}')
+    return pip('install', *options, requirement.pin)
 
 
 def reinstall(*requirements: Requirement) -> str:
     """Command that puts tested versions in the place of what is there, right or wrong."""
-    pins = [f'{requirement.distribution}=={requirement.tested}' for requirement in requirements]
     options = ['--force-reinstall', '--no-deps']
-    if any(pin.partition('==')[0].endswith('mmcv') for pin in pins):
+    if any(each.distribution.endswith('mmcv') for each in requirements):
         # In pip's cache a build for another PyTorch has the same name.
         options += ['--no-build-isolation', '--no-cache-dir']
-    return pip('install', *options, *pins)
+    return pip('install', *options, *(each.pin for each in requirements))
 
 
 def _version_problems(requirement: Requirement, required: bool) -> list[Problem]:
@@ -237,24 +239,19 @@ def _mixed_stacks(stack: str) -> list[Problem]:
     """The problem of packages that lie in the same folders, which ``stack`` is to own."""
     (other,) = set(STACKS) - {stack}
     strangers = {
-        name: requirement.distribution
-        for name, requirement in STACKS[other].items()
-        if installed(requirement.distribution)
+        name: package.distribution
+        for name, package in STACKS[other].items()
+        if installed(package.distribution)
     }
     if not strangers:
         return []
     # Removing a package takes the files of its namesake with it.
-    command = ' && '.join(
-        [
-            pip('uninstall', '-y', *strangers.values()),
-            reinstall(*(STACKS[stack][name] for name in strangers)),
-        ]
-    )
+    removal = pip('uninstall', '-y', *strangers.values())
     text = (
         f'{", ".join(strangers.values())} and packages of the {stack} stack are installed side by '
         'side: they share import names, so each overwrites files of the other.'
     )
-    return [Problem(text, command)]
+    return [Problem(text, f'{removal} && {reinstall(*(STACKS[stack][n] for n in strangers))}')]
 
 
 def _first_line(error: Exception) -> str:

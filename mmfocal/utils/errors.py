@@ -20,7 +20,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def user_errors_without_trace() -> Iterator[None]:
-    """Ends the process with status 2 and the message alone if a :class:`UserError` comes out.
+    """Ends the process with status 2 and only the message if a :class:`UserError` comes out.
 
     Of several processes the first one speaks. Ctrl-C ends with status 130.
     """

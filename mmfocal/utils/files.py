@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,17 +23,14 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
         UserError: the disk is full, or the folder cannot be written; what to do.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', dir=path.parent)
-        with os.fdopen(descriptor, 'wb') as file:
+        with open(temporary, 'xb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes it private
         os.replace(temporary, path)
-        temporary = None
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
@@ -41,14 +38,8 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
             'choose another folder.'
         ) from error
     finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with suppress(OSError):  # it is gone, or was never there
+            temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

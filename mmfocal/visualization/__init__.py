@@ -1,1 +1,1 @@
-"""Pictures of keys, attention, training curves and predictions."""
+"""Figures of keys and attention, and images with predictions."""

@@ -1,4 +1,4 @@
-"""What one query of a trained model attends to, as numbers and as a picture over the image."""
+"""What one query of a trained model attends to, as numbers and as a figure over the image."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from matplotlib.collections import PatchCollection
 from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch, Polygon, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator
@@ -219,7 +220,7 @@ def _weights_at(
     corner = torch.tensor(divmod(window, keys.grid[1])) * size + shift
     squares = keys.squares(window)[allowed]
     level, place, side = squares[:, 0], squares[:, 1:3], squares[:, 3:]
-    # A shifted window may see its query behind the border of the map.
+    # A shifted window may see its query beyond the border of the map.
     token = torch.tensor([row, col])
     round_border = token - corner - torch.tensor(divmod(query, size))
     corner, place = corner + round_border, place + round_border
@@ -250,8 +251,8 @@ def _weights_at(
     )
 
 
-# --- The picture ------------------------------------------------------------------------------
-# Lengths are in centimetres; the picture fits a column of a paper.
+# --- The figure -------------------------------------------------------------------------------
+# Lengths are in centimetres; the figure fits a column of a paper.
 
 WIDTH, MARGIN, GAP = 8.5, 0.08, 0.14
 COLUMNS = 4
@@ -261,10 +262,9 @@ OVERVIEW, LEGEND = 4.5, 3.4  # height of image and legend, width of the legend
 FONT = 6.5  # points
 COLOURS = 'YlGnBu'
 DECADES = 2.5  # weights so far below the largest have one colour
-RESOLUTION = 400  # pixels along the side of a panel's image
 DARKEST = 0.6  # grey of the image's black, so that marks stand out
 PADDING = 0.82  # grey of what is no image
-REPEATED = 0.5  # contrast behind the border of the map, where it repeats
+REPEATED = 0.5  # opacity beyond the border of the map, where it repeats
 SMALLEST = 0.12  # side of a mark over that of its token or cell
 
 NAMES = dict(window='own', ring='ring')  # of kinds, else pooled
@@ -408,14 +408,7 @@ def _draw_panel(
     left, top, right, bottom = limits = _square_around(
         np.vstack([attention.boxes[shown], attention.query])
     )
-    axes.imshow(
-        _backdrop(view, attention.map_box, limits),
-        extent=(left, right, bottom, top),
-        cmap='gray',
-        vmin=0,
-        vmax=1,
-        interpolation='bilinear',
-    )
+    _draw_backdrop(axes, view, attention.map_box, limits)
     axes.set(xlim=(left, right), ylim=(bottom, top))
     axes.add_patch(_frame(attention.map_box, **BORDER))
     colours = plt.get_cmap(COLOURS)(norm(np.maximum(weights, norm.vmin)))
@@ -464,30 +457,22 @@ def _square_around(boxes: np.ndarray) -> Box:
     return (*(middle - half), *(middle + half))
 
 
-def _backdrop(view: View, map_box: Box, limits: Box) -> np.ndarray:
-    """The image between ``limits`` in light greys, repeated as the padded map is.
-
-    Returns:
-        float ``(RESOLUTION, RESOLUTION)`` between 0 and 1.
-    """
+def _draw_backdrop(axes: Axes, view: View, map_box: Box, limits: Box) -> None:
+    """The image in light greys, repeated within ``limits`` as the padded map is."""
     grey = cv2.cvtColor(view.image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    grey = (grey - grey.min()) / max(np.ptp(grey), 1)
-    full = np.array(grey.shape[::-1])
-    start, end = np.array(limits).reshape(2, 2)
-    size = np.ceil(full * np.minimum(RESOLUTION / (end - start), 1)).astype(int)
-    grey = cv2.resize(grey, size.tolist(), interpolation=cv2.INTER_AREA)
-
-    first, last = np.array(map_box).reshape(2, 2)
-    seen = np.array(view.seen).reshape(2, 2)
-    steps = (np.arange(RESOLUTION)[:, None] + 0.5) / RESOLUTION
-    places = start + steps * (end - start)  # x and y
-    on_map = (places - first) % (last - first) + first
-    is_image = ((on_map >= seen[0]) & (on_map < seen[1])).T
-    repeats = ((places < first) | (places >= last)).T
-    cols, rows = np.clip(on_map * size / full, 0, size - 1).astype(int).T
-    shown = DARKEST + (1 - DARKEST) * grey[np.ix_(rows, cols)]
-    shown = np.where(is_image[1][:, None] & is_image[0], shown, PADDING)
-    return np.where(repeats[1][:, None] | repeats[0], 1 - REPEATED * (1 - shown), shown)
+    grey = DARKEST + (1 - DARKEST) * (grey - grey.min()) / max(np.ptp(grey), 1)
+    height, width = grey.shape
+    axes.set_facecolor(str(PADDING))
+    first, last, start, end = np.array([*map_box, *limits]).reshape(4, 2)
+    counts = np.floor([(start - first) / (last - first), (end - first) / (last - first)])
+    for count in product(*(range(int(low), int(high) + 1) for low, high in counts.T)):
+        x, y = np.array(count) * (last - first)
+        opacity = 1 if count == (0, 0) else REPEATED
+        style = dict(cmap='gray', vmin=0, vmax=1, alpha=opacity, aspect='auto')
+        tile = axes.imshow(grey, extent=(x, x + width, y + height, y), **style)
+        seen = np.add(view.seen, (x, y, x, y)).reshape(2, 2)
+        part = *np.maximum(seen[0], start), *np.minimum(seen[1], end)
+        tile.set_clip_path(_frame(part, transform=axes.transData))
 
 
 def _draw_overview(axes: Axes, view: View, columns: list[_Column]) -> None:
@@ -511,57 +496,44 @@ def _draw_overview(axes: Axes, view: View, columns: list[_Column]) -> None:
             corners, key=lambda corner: min(np.ptp([corner, x], axis=0).max() for x in labels)
         )
         labels.append(place)
-        _draw_number(axes, *place, column.attention.stage + 1)
-    _draw_query(axes, *columns[0].attention.point)
-
-
-def _draw_number(axes: Axes, x: float, y: float, number: int) -> None:
-    style = dict(ha='center', va='center_baseline', fontsize=FONT, color='white')
-    axes.text(x, y, str(number), **style, path_effects=CASING)
-
-
-def _draw_query(axes: Axes, x: float, y: float) -> None:
-    for colour, size, width in (('white', 7.5, 2.4), (VERMILION, 6.5, 1.3)):
-        axes.plot(x, y, '+', color=colour, markersize=size, markeredgewidth=width)
+        style = dict(ha='center', va='center_baseline', fontsize=FONT, color='white')
+        axes.text(*place, str(column.attention.stage + 1), **style, path_effects=CASING)
+    for colour, size, thickness in (('white', 7.5, 2.4), (VERMILION, 6.5, 1.3)):
+        axes.plot(
+            *columns[0].attention.point,
+            '+',
+            color=colour,
+            markersize=size,
+            markeredgewidth=thickness,
+        )
 
 
 def _draw_legend(axes: Axes, columns: list[_Column]) -> None:
-    """What frames and marks mean; those alone that occur."""
+    """What frames and marks mean, only those that occur."""
     axes.axis('off')
-    axes.set(xlim=(0, LEGEND), ylim=(OVERVIEW, 0))
     attentions = [column.attention for column in columns]
     kinds = {kind for attention in attentions for kind in attention.kinds}
-    middle, at = 0.25, 0.2
-
-    def square(half: float) -> Box:
-        return middle - half, at - half, middle + half, at + half
-
-    def entry(text: str, *patches: Patch) -> None:
-        nonlocal at
-        for patch in patches:
-            axes.add_patch(patch)
-        axes.text(0.58, at, text, va='center_baseline', fontsize=FONT)
-        at += 0.36
-
-    _draw_query(axes, middle, at)
-    entry('query')
-    entry('its token', _frame(square(0.1), **QUERY))
-    entry('its window', _frame(square(0.13), **WINDOW))
-    for kind, text in (
-        ('window', 'token of the window'),
-        ('ring', 'token around: ring'),
-        ('level1', 'pooled cell'),
+    query = dict(marker='+', color=VERMILION, markersize=6.5, markeredgewidth=1.3, ls='')
+    entries = [
+        Line2D([], [], label='query', **query),
+        Patch(label='its token', fill=False, **QUERY),
+        Patch(label='its window', fill=False, **WINDOW),
+    ]
+    for kind, label, marker in (
+        ('window', 'token of the window', 's'),
+        ('ring', 'token around: ring', 'o'),
+        ('level1', 'pooled cell', 'D'),
     ):
         if kind in kinds:
-            mark = _mark(kind, square(0.13), 1)
-            mark.set(facecolor=plt.get_cmap(COLOURS)(0.5), **MARK)
-            entry(text, mark)
-    _draw_number(axes, middle, at, 1)
-    entry('reach of stage 1', _frame(square(0.14), **REACH, path_effects=CASING))
-    line = [(middle - 0.18, at), (middle + 0.18, at)]
-    entry('border of the map', Polygon(line, closed=False, fill=False, **BORDER))
-    notes = ['Area of a mark: weight as a', "part of its column's largest."]
+            style = dict(marker=marker, color=plt.get_cmap(COLOURS)(0.5), markersize=5, ls='')
+            entries.append(Line2D([], [], label=label, **style))
+    entries += [
+        Patch(label='reach of a stage', fill=False, **REACH, path_effects=CASING),
+        Line2D([], [], label='border of the map', color='0.3', lw=0.6, ls=(0, (1, 1))),
+    ]
+    notes = "Area of a mark: weight as a\npart of its column's largest."
     if any(attention.wraps for attention in attentions):
-        notes += ['Keys behind the border are', 'from the opposite side.']
-    for number, note in enumerate(notes):
-        axes.text(0.07, at + 0.05 + 0.29 * number, note, va='center_baseline', fontsize=FONT)
+        notes += '\nKeys beyond the border:\nfrom the opposite side.'
+    style = dict(fontsize=FONT, frameon=False, borderpad=0, borderaxespad=0.4)
+    axes.legend(handles=entries, loc='upper left', **style, handlelength=1.2)
+    axes.text(0, 0.02, notes, va='bottom', fontsize=FONT, linespacing=1.1)

@@ -1,4 +1,4 @@
-"""Picture of one window of queries and the keys that it attends to."""
+"""Figure of one window of queries and the keys that it attends to."""
 
 from __future__ import annotations
 
@@ -44,31 +44,27 @@ def draw_keys(
                 f'a map of {map_size[0]}x{map_size[1]} tokens has {rows}x{cols} windows, counted '
                 f'from 0; there is no window {row} {col}'
             )
+    entries = _legend(keys)
+    lines = -(-len(entries) // len(windows))
     aspect = keys.padded_size[0] / keys.padded_size[1]
     figure, panels = plt.subplots(
-        1, len(windows), figsize=(4.6 * len(windows), 4.6 * aspect + 0.9), squeeze=False
+        1,
+        len(windows),
+        figsize=(4.6 * len(windows), 4.6 * aspect + 0.5 + 0.2 * lines),
+        squeeze=False,
+        layout='constrained',
     )
     for axes, (row, col) in zip(panels[0], windows, strict=True):
         _draw_window(axes, geometry, keys, row * cols + col)
         axes.set_title(f'window {row}, {col} of {rows}x{cols}', fontsize=10)
-    _add_legend(figure, _legend(keys))
+    figure.legend(
+        handles=entries,
+        loc='outside lower center',
+        ncols=len(windows),
+        fontsize=9,
+        frameon=False,
+    )
     return figure
-
-
-def _add_legend(figure: Figure, entries: list[Patch]) -> None:
-    """Puts the legend below the panels, in as many columns as fit, and the panels above it."""
-    style = dict(loc='lower center', fontsize=9, frameon=False)
-    for columns in range(len(entries), 0, -1):
-        legend = figure.legend(handles=entries, ncols=columns, **style)
-        extent = legend.get_window_extent()
-        if extent.width <= figure.bbox.width or columns == 1:
-            break
-        legend.remove()
-    # The first line has its place in the figure; each other one makes it higher.
-    lines = -(-len(entries) // columns)
-    below = 0.35 + (lines - 1) * 0.2  # inches
-    figure.set_figheight(figure.get_figheight() + below - 0.35)
-    figure.tight_layout(rect=(0, below / figure.get_figheight(), 1, 1))
 
 
 def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: int) -> None:

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import Tensor, nn
 
-from mmfocal.datasets.checking import why_unreadable
+from mmfocal.datasets.checks import why_unreadable
 from mmfocal.engine.settings import import_packages
 from mmfocal.models import FocalTransformer
 from mmfocal.utils.config import type_name
 from mmfocal.utils.errors import UserError
-from mmfocal.weights.loading import load_backbone
+from mmfocal.weights import load_pretrained
 
 # What test pipelines do to an image, by what it does to the places of its pixels.
 RESIZING = ('Resize', 'ResizeEdge', 'ResizeShortestEdge', 'ResizeToMultiple', 'FixScaleResize')
@@ -104,7 +104,7 @@ def load_model(cfg: Config, checkpoint: str | None) -> nn.Module:
         model = MODELS.build(settings)
     backbone = find_backbone(model)
     if checkpoint is not None:
-        report = load_backbone(backbone, checkpoint)
+        report = load_pretrained(backbone, checkpoint, log=False)
         if report.resized or report.new:
             print_log(f'The weights are not all those of the file: {report}', 'current')
     return model.eval()
@@ -142,7 +142,7 @@ def view_image(cfg: Config, model: nn.Module, path: str | os.PathLike) -> View:
     """
     if problem := why_unreadable(path):
         raise UserError(f'{path}: {problem}')
-    steps = [step for step in _test_pipeline(cfg) if type_name(step) not in LEFT_OUT]
+    steps = [step for step in test_dataset(cfg).pipeline if type_name(step) not in LEFT_OUT]
     if unknown := [type_name(step) for step in steps if type_name(step) not in FOLLOWED]:
         raise UserError(
             f'The test pipeline of {cfg.filename} has {", ".join(unknown)}, through which places '
@@ -173,13 +173,18 @@ def view_image(cfg: Config, model: nn.Module, path: str | os.PathLike) -> View:
     return View(image, inputs, tuple(scale.tolist()), tuple(offset.tolist()))
 
 
-def _test_pipeline(cfg: Config) -> list[dict]:
+def test_dataset(cfg: Config) -> ConfigDict:
+    """The data set of the tests, out of wrappers around it.
+
+    Raises:
+        UserError: there is none with a pipeline.
+    """
     dataset = (cfg.get('test_dataloader') or {}).get('dataset')
     while dataset is not None and 'pipeline' not in dataset:
-        dataset = dataset.get('dataset')  # of a wrapper
+        dataset = dataset.get('dataset') or next(iter(dataset.get('datasets') or ()), None)
     if dataset is None:
         raise UserError(
             f'{cfg.filename} has no test_dataloader.dataset.pipeline, which says how an image '
             'gets to the model. Name a config of a data set among its _base_.'
         )
-    return list(dataset.pipeline)
+    return dataset

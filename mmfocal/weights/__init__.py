@@ -4,17 +4,13 @@ The models are not known here: what differs by model is asked of the module.
 """
 
 from .authors import authors_version, from_authors
-from .layouts import Weights, read_weights
+from .layouts import read_weights
 from .loading import LoadReport, load_pretrained
-from .resizing import INTERPOLATIONS, RINGS
 from .safe_loading import CheckpointError, install_safe_loading, load_checkpoint_file
 
 __all__ = [
-    'INTERPOLATIONS',
-    'RINGS',
     'CheckpointError',
     'LoadReport',
-    'Weights',
     'authors_version',
     'from_authors',
     'install_safe_loading',

@@ -1,11 +1,11 @@
-"""Weights and settings of other code, translated to the backbones of mmfocal."""
+"""Weights and settings of the authors' models, translated to the backbones of mmfocal."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from itertools import accumulate, product
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from mmfocal.geometry import ClosestGeometry, ClosestKeys
+
+from .layouts import AUTHORS, our_name
 
 # Constructor arguments of the authors' FocalTransformer and their defaults
 # (microsoft/Focal-Transformer at 57bb303, classification/focal_transformer.py).
@@ -50,43 +52,15 @@ AUTHORS_DEFAULTS: dict[str, Any] = dict(
 
 # The second version, classification/focal_transformer_v2.py, has all of these and one more.
 AUTHORS_FAST_DEFAULTS: dict[str, Any] = dict(**AUTHORS_DEFAULTS, focal_topK=64)
+# Those that have the same names here.
+AUTHORS_SAME = (
+    *('patch_size', 'expand_layer', 'mlp_ratio', 'qkv_bias', 'qk_scale', 'drop_rate'),
+    *('attn_drop_rate', 'drop_path_rate', 'patch_norm', 'use_conv_embed', 'use_pre_norm'),
+)
 AUTHORS_FILES = {
     1: 'classification/focal_transformer.py',
     2: 'classification/focal_transformer_v2.py',
 }
-
-# The authors' names and ours. A name that is the same on both sides is listed too: what is not
-# listed here or in AUTHORS_DROPPED is an error.
-AUTHORS_RENAMED = tuple(
-    (re.compile(pattern), ours)
-    for pattern, ours in (
-        (r'absolute_pos_embed', r'absolute_pos_embed'),
-        (r'patch_embed\.(proj|norm)\.(weight|bias)', r'patch_embed.\1.\2'),
-        (
-            r'layers\.(\d+)\.downsample\.(pre_norm|proj|norm)\.(weight|bias)',
-            r'stages.\1.downsample.\2.\3',
-        ),
-        (r'layers\.(\d+)\.blocks\.(\d+)\.(gamma_[12])', r'stages.\1.blocks.\2.\3'),
-        (
-            r'layers\.(\d+)\.blocks\.(\d+)\.(norm[12]|mlp\.fc[12]|attn\.qkv|attn\.proj)'
-            r'\.(weight|bias)',
-            r'stages.\1.blocks.\2.\3.\4',
-        ),
-        (
-            r'layers\.(\d+)\.blocks\.(\d+)\.attn\.'
-            r'(relative_position_bias_table(?:_to_neighbors|_to_windows\.\d+)?)',
-            r'stages.\1.blocks.\2.attn.position_bias.\3',
-        ),
-        (
-            r'layers\.(\d+)\.blocks\.(\d+)\.attn\.coord2rpb_all\.(\d+\.[02]\.(?:weight|bias))',
-            r'stages.\1.blocks.\2.attn.position_bias.mlps.\3',
-        ),
-        (
-            r'layers\.(\d+)\.blocks\.(\d+)\.pool_layers\.(\d+)\.(weight|bias)',
-            r'stages.\1.blocks.\2.attn.pools.\3.\4',
-        ),
-    )
-)
 
 # Buffers that follow from the settings, and the classifier, which a backbone does not have.
 AUTHORS_DROPPED = re.compile(
@@ -112,7 +86,7 @@ def from_authors(
     """Translates settings and weights of the authors' model to ours.
 
     The model made of the result computes what theirs computes for images of their ``img_size``:
-    its outputs are the maps behind the last block of each stage. Their classifier is the linear
+    its outputs are the maps after the last block of each stage. Their classifier is the linear
     layer ``head`` on the mean over all tokens of the last map, normalised by ``norm``; both are
     dropped here, as a backbone has neither.
 
@@ -190,41 +164,28 @@ def _map_sizes(config: Mapping[str, Any]) -> list[tuple[int, int]]:
 def _kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     height, width = _patch_resolution(config)
     num_stages = len(config['depths'])
-    windows, expands, shifts = [], [], []
-    for stage, size in enumerate(_map_sizes(config)):
-        shorter = min(size)
-        fits = shorter > config['window_size']
-        windows.append(config['window_size'] if fits else shorter)
-        ring = fits and config['focal_levels'][stage] > 0
-        expands.append(config['expand_sizes'][stage] if ring else 0)
-        shifts.append(config['use_shift'] and fits)
+    shorter = [min(size) for size in _map_sizes(config)]
+    fits = [side > config['window_size'] for side in shorter]
+    rings = [fit and level > 0 for fit, level in zip(fits, config['focal_levels'], strict=False)]
     return dict(
+        {name: config[name] for name in AUTHORS_SAME},
         arch=dict(
             embed_dims=config['embed_dim'],
             depths=tuple(config['depths']),
             num_heads=tuple(config['num_heads']),
         ),
         in_channels=config['in_chans'],
-        patch_size=config['patch_size'],
-        window_size=tuple(windows),
+        window_size=tuple(min(side, config['window_size']) for side in shorter),
         focal_levels=tuple(max(level, 1) for level in config['focal_levels']),
         focal_windows=tuple(config['focal_windows']),
         focal_stages=tuple(i for i in range(num_stages) if i in config['focal_stages']),
         pool_method=config['focal_pool'],
-        expand_sizes=tuple(expands),
-        expand_layer=config['expand_layer'],
-        use_shift=tuple(shifts),
-        mlp_ratio=config['mlp_ratio'],
-        qkv_bias=config['qkv_bias'],
-        qk_scale=config['qk_scale'],
-        drop_rate=config['drop_rate'],
-        attn_drop_rate=config['attn_drop_rate'],
-        drop_path_rate=config['drop_path_rate'],
+        expand_sizes=tuple(
+            size if ring else 0 for size, ring in zip(config['expand_sizes'], rings, strict=False)
+        ),
+        use_shift=tuple(config['use_shift'] and fit for fit in fits),
         use_abs_pos_embed=config['ape'],
         pretrain_img_size=(height * config['patch_size'], width * config['patch_size']),
-        patch_norm=config['patch_norm'],
-        use_conv_embed=config['use_conv_embed'],
-        use_pre_norm=config['use_pre_norm'],
         layer_scale_init_value=config['layerscale_value'] if config['use_layerscale'] else None,
         with_cp=config['use_checkpoint'],
         out_indices=tuple(range(num_stages)),
@@ -236,20 +197,17 @@ def _state_dict(
     config: Mapping[str, Any], state_dict: Mapping[str, Tensor], version: int
 ) -> dict[str, Tensor]:
     ours, unknown = {}, []
-    for name, value in state_dict.items():
-        if version == 1 and FAST_KEYS.fullmatch(name):
-            unknown.append(name)
-            continue
-        if AUTHORS_DROPPED.fullmatch(name):
-            continue
-        renamed = _renamed(name)
-        if renamed is None:
-            unknown.append(name)
-        elif renamed == 'absolute_pos_embed':
+    for key, value in state_dict.items():
+        name = our_name(key, AUTHORS)
+        if name == 'absolute_pos_embed':
             height, width = _patch_resolution(config)
-            ours[renamed] = value.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        else:
-            ours[renamed] = value
+            value = value.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        if version == 1 and FAST_KEYS.fullmatch(key):
+            unknown.append(key)
+        elif name is not None:
+            ours[name] = value
+        elif not AUTHORS_DROPPED.fullmatch(key):
+            unknown.append(key)
     if unknown:
         hint = '; they are of version 2' if any(map(FAST_KEYS.fullmatch, unknown)) else ''
         raise ValueError(
@@ -270,7 +228,6 @@ def _other_positions(
     """
     positions = {}
     for stage, size in enumerate(_map_sizes(config)):
-        found = {}
         pooled = config['focal_pool'] != 'none' and stage in config['focal_stages']
         geometry = ClosestGeometry(
             kwargs['window_size'][stage],
@@ -279,55 +236,52 @@ def _other_positions(
             focal_level=config['focal_levels'][stage] if pooled else 1,
             top_k=kwargs['top_k'],
         )
-        ours = _keys_by_level(geometry.keys(*size))
-        differ = False
-        for block, level in product(range(config['depths'][stage]), range(len(ours))):
-            prefix = f'layers.{stage}.blocks.{block}.attn.topk_cloest_'
-            theirs = state_dict.get(f'{prefix}indice_{level}')
-            coordinates = state_dict.get(f'{prefix}coords_{level}')
-            if theirs is None or coordinates is None:
-                continue
-            index, offsets = ours[level]
-            theirs, order = theirs.cpu().sort(dim=1)
-            coordinates = coordinates.cpu()
-            if not torch.equal(theirs, index):
-                print_log(
-                    f'{prefix}indice_{level} has other keys than those that are chosen here; '
-                    'what they were trained for and what is computed differ a little.',
-                    logger='current',
-                    level=logging.WARNING,
-                )
-                continue
-            side = torch.arange(geometry.window_size) - geometry.window_size // 2
-            expected = offsets[:, None] + torch.cartesian_prod(side, side)[:, None]
-            coordinates = coordinates.take_along_dim(order[:, None, :, None], dim=2)
-            differ |= not torch.equal(coordinates.to(expected.dtype), expected)
-            name = f'stages.{stage}.blocks.{block}.attn.position_bias.coordinates.{level}'
-            found[name] = coordinates
+        side = torch.arange(geometry.window_size) - geometry.window_size // 2
+        query = torch.cartesian_prod(side, side)[:, None]
+        found, differ = {}, False
+        for level, (index, offsets) in enumerate(_keys_by_level(geometry.keys(*size))):
+            for block in range(config['depths'][stage]):
+                coordinates = _stored_positions(state_dict, stage, block, level, index)
+                if coordinates is not None:
+                    expected = offsets[:, None] + query
+                    differ |= not torch.equal(coordinates.to(expected.dtype), expected)
+                    name = f'stages.{stage}.blocks.{block}.attn.position_bias.coordinates.{level}'
+                    found[name] = coordinates
         if differ:
             positions |= found
     return positions
 
 
-def _keys_by_level(keys: ClosestKeys) -> list[tuple[Tensor, Tensor]]:
+def _stored_positions(
+    state_dict: Mapping[str, Tensor], stage: int, block: int, level: int, index: Tensor
+) -> Tensor | None:
+    """Positions of a level that a state dict holds for the keys ``index``, in their order."""
+    prefix = f'layers.{stage}.blocks.{block}.attn.topk_cloest_'
+    theirs = state_dict.get(f'{prefix}indice_{level}')
+    coordinates = state_dict.get(f'{prefix}coords_{level}')
+    if theirs is None or coordinates is None:
+        return None
+    theirs, order = theirs.cpu().sort(dim=1)
+    if torch.equal(theirs, index):
+        return coordinates.cpu().take_along_dim(order[:, None, :, None], dim=2)
+    print_log(
+        f'{prefix}indice_{level} has other keys than those that are chosen here; what they were '
+        'trained for and what is computed differ a little.',
+        logger='current',
+        level=logging.WARNING,
+    )
+    return None
+
+
+def _keys_by_level(keys: ClosestKeys) -> Iterator[tuple[Tensor, Tensor]]:
     """At each level the numbers of all keys on their map, and how far windows' centres are.
 
-    Returns:
+    Yields:
         int64 ``(nW, K)``, ascending, and float32 ``(nW, K, 2)`` in tokens.
     """
     tables = keys.tables()
     sizes = [keys.num_map_tokens, *(height * width for height, width in keys.pooled_sizes)]
     indices = tables.index.split(keys.keys_per_level, dim=1)
     offsets = torch.cat(tables.offsets)[tables.columns].split(keys.keys_per_level, dim=1)
-    starts = accumulate(sizes, initial=0)
-    return [
-        (index - start, offset)
-        for index, offset, start in zip(indices, offsets, starts, strict=False)
-    ]
-
-
-def _renamed(name: str) -> str | None:
-    for pattern, ours in AUTHORS_RENAMED:
-        if match := pattern.fullmatch(name):
-            return match.expand(ours)
-    return None
+    for index, offset, start in zip(indices, offsets, accumulate(sizes, initial=0), strict=False):
+        yield index - start, offset

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -14,10 +14,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 from .layouts import state_dict_of
-from .loading import LoadReport, load_backbone
+from .loading import LoadReport, load_pretrained
 from .safe_loading import CheckpointError, load_checkpoint_file
-
-_BEHIND_BACKBONE = r'(norm|head|head\.fc)\.(weight|bias)'
 
 
 def load_classifier(
@@ -45,37 +43,41 @@ def load_classifier(
     if not isinstance(checkpoint, Mapping):
         source = str(checkpoint)
         checkpoint = load_checkpoint_file(checkpoint, sha256=options.pop('sha256', None))
-    # timm's head holds its linear layer as fc.
-    tensors = {
-        name.replace('head.fc.', 'head.'): value
-        for name, value in state_dict_of(checkpoint, source).items()
+    report = load_pretrained(model.backbone, checkpoint, source=source, log=False, **options)
+    # Names in the model by those in the file. timm's head holds its linear layer as fc.
+    places = {
+        f'{theirs}.{kind}': f'{ours}.{kind}'
+        for theirs, ours in (
+            ('norm', f'backbone.norm{max(model.backbone.out_indices)}'),
+            ('head', 'head.fc'),
+        )
+        for kind in ('weight', 'bias')
     }
-    report = load_backbone(model.backbone, checkpoint, source=source, **options)
-    for what in ('loaded', 'resized', 'new'):
-        setattr(report, what, [f'backbone.{name}' for name in getattr(report, what)])
-    for name, place in (
-        ('norm', f'backbone.norm{max(model.backbone.out_indices)}'),
-        ('head', 'head.fc'),
-    ):
-        module = model.get_submodule(place)
-        part = {entry: tensors.get(f'{name}.{entry}') for entry in ('weight', 'bias')}
-        if any(tensor is None for tensor in part.values()):
+    own, tensors = model.state_dict(), {}
+    given = state_dict_of(checkpoint, source)
+    for key, place in places.items():
+        tensor = given.get(key, given.get(key.replace('head', 'head.fc')))
+        if tensor is None:
             raise CheckpointError(
-                f"{source} lacks the classifier's {name}.weight and {name}.bias, which a "
-                'classifier has behind its backbone.'
+                f'{source} lacks {key}, which a classifier has after its backbone.'
             )
-        if part['weight'].shape != module.weight.shape:
+        if tensor.shape != own[place].shape:
             raise CheckpointError(
-                f"{source}: the classifier's {name} is {tuple(part['weight'].shape)}, that of the "
-                f'model {tuple(module.weight.shape)}. A head has one row for each class: set '
+                f"{source}: the classifier's {key} is {tuple(tensor.shape)}, that of the model "
+                f'{tuple(own[place].shape)}. A head has one row for each class: set '
                 'model.head.num_classes to that of the file.'
             )
-        module.load_state_dict(part)
-        report.loaded += [f'{place}.{entry}' for entry in part]
-    report.new = [name for name in report.new if name not in report.loaded]
-    report.left_out = [
-        name for name in report.left_out if not re.fullmatch(_BEHIND_BACKBONE, name)
-    ]
+        tensors[place] = tensor
+    model.load_state_dict(tensors, strict=False)
+    loaded = [f'backbone.{name}' for name in report.loaded]
+    new = [f'backbone.{name}' for name in report.new]
+    report = replace(
+        report,
+        loaded=[*loaded, *tensors],
+        resized=[f'backbone.{name}' for name in report.resized],
+        new=[name for name in new if name not in tensors],
+        left_out=[key for key in report.left_out if key.replace('.fc.', '.') not in places],
+    )
     print_log(f'Pretrained weights: {report}', logger='current')
     return report
 
@@ -88,7 +90,7 @@ class AuthorsClassifierHook(Hook):
     """
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Replaces the state dict of a classifier of others by the model's, once it is loaded."""
+        """Loads a third-party classifier, and puts the model's state dict in its place."""
         if any(name.startswith('backbone.') for name in state_dict_of(checkpoint, 'load_from')):
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -1,8 +1,9 @@
-"""Loads weights of others into a backbone of mmfocal, and accounts for each."""
+"""Loads third-party checkpoints into a backbone of mmfocal, and accounts for each tensor."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,12 +17,11 @@ from mmfocal.geometry import WindowGeometry
 from .layouts import Weights, read_weights
 from .resizing import (
     INTERPOLATIONS,
-    check_ring,
+    RINGS,
     missing_ring,
     resize_grid,
     resize_pool,
     resize_ring_table,
-    resize_window_table,
 )
 from .safe_loading import CheckpointError, load_checkpoint_file
 
@@ -75,6 +75,8 @@ def load_pretrained(
     sha256: str | None = None,
     interpolation: str = 'bilinear',
     ring: str | float = 'normal',
+    source: str = 'the given state dict',
+    log: bool = True,
 ) -> LoadReport:
     """Loads pretrained weights, as ``init_cfg=dict(type='Pretrained', checkpoint=...)`` does.
 
@@ -97,34 +99,21 @@ def load_pretrained(
         ring: how a ring's table begins that the file does not have: ``'normal'`` as in the
             authors' code, ``'nearest'`` or a number; see
             :func:`~mmfocal.weights.resizing.missing_ring`.
+        source: name of what is given and no path or URL, for messages.
+        log: whether the report is logged, as one line.
 
     Returns:
-        What became of each tensor; logged as one line as well.
+        What became of each tensor.
 
     Raises:
         CheckpointError: the file is missing, damaged or unsafe, holds no weights of a Focal or
             Swin Transformer, or those of another architecture.
         ValueError: an unknown ``interpolation`` or ``ring``.
     """
-    report = load_backbone(model, checkpoint, prefix, map_location, sha256, interpolation, ring)
-    print_log(f'Pretrained weights: {report}', logger='current')
-    return report
-
-
-def load_backbone(
-    model: nn.Module,
-    checkpoint: str | Mapping[str, Any],
-    prefix: str | None = None,
-    map_location: str = 'cpu',
-    sha256: str | None = None,
-    interpolation: str = 'bilinear',
-    ring: str | float = 'normal',
-    source: str = 'the given state dict',
-) -> LoadReport:
-    """:func:`load_pretrained` without its log line; ``source`` is the name of a given mapping."""
     if interpolation not in INTERPOLATIONS:
         raise ValueError(f'interpolation must be one of {INTERPOLATIONS}, got {interpolation!r}')
-    check_ring(ring)
+    if ring not in RINGS and (isinstance(ring, bool) or not isinstance(ring, int | float)):
+        raise ValueError(f'ring must be one of {RINGS} or a number, got {ring!r}')
     if not isinstance(checkpoint, Mapping):
         source = str(checkpoint)
         try:
@@ -136,6 +125,8 @@ def load_backbone(
     weights = read_weights(checkpoint, source, prefix)
     fitted, report = _fit(model, weights, source, interpolation, ring)
     model.load_state_dict(fitted, strict=False)
+    if log:
+        print_log(f'Pretrained weights: {report}', logger='current')
     return report
 
 
@@ -169,8 +160,7 @@ def _fit(
             continue
         if fitted[name].shape != own[name].shape:
             misfits.append(f'{name} is {tuple(value.shape)}, not {tuple(own[name].shape)}')
-        same = fitted[name].shape == value.shape and fitted[name] is value
-        (report.loaded if same else report.resized).append(name)
+        (report.loaded if fitted[name].shape == value.shape else report.resized).append(name)
     if misfits:
         raise CheckpointError(
             f'{source} ({weights.layout}) does not fit the model: {"; ".join(misfits[:5])}'
@@ -193,14 +183,13 @@ def _resized(
     geometries: Mapping[str, WindowGeometry],
     interpolation: str,
 ) -> Tensor:
-    """A tensor for the model's windows; the same object if they are those of the file."""
+    """A tensor for the model's windows; of the same shape if they are those of the file."""
     match = _BLOCK.match(name)
     if match is None:
         return value
     geometry, part = geometries[match[0]], name.removeprefix(match[0])
     if part == f'position_bias.{_TABLE}':
-        same = _window(value) == geometry.window_size
-        return value if same else resize_window_table(value, geometry.window_size, interpolation)
+        return resize_grid(value.T, 2 * geometry.window_size - 1, interpolation).T
     if part.endswith('_to_neighbors'):
         window = _window(tensors[f'{match[0]}position_bias.{_TABLE}'])
         expand = _expand(window, value.shape[-1])
@@ -212,10 +201,7 @@ def _resized(
         return resize_grid(value, side, interpolation)
     if re.fullmatch(r'pools\.\d+\.weight', part):
         side = geometry.sub_window_size(int(part.split('.')[1]) + 1)
-        flat = value.flatten(1)
-        resized = resize_pool(flat, side)
-        if resized is flat:
-            return value
+        resized = resize_pool(value.flatten(1), side)
         return resized if value.dim() == 2 else resized.unflatten(1, (1, side, side))
     return value
 
@@ -280,21 +266,17 @@ def _architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _told(architecture: Mapping[str, Any], named: Mapping[str, Any]) -> str:
-    names = ('embed_dims', 'depths', 'num_heads')
-    settings = {name: architecture[name] for name in names}
-    known = [name for name, arch in named.items() if arch == settings]
-    told = [f"'{known[0]}'"] if known else []
-    told += [f'{name} {value}' for name, value in architecture.items()]
-    return ', '.join(told)
+    settings = {name: architecture[name] for name in ('embed_dims', 'depths', 'num_heads')}
+    known = [f"'{name}'" for name, arch in named.items() if arch == settings]
+    return ', '.join([*known[:1], *(f'{name} {value}' for name, value in architecture.items())])
 
 
 def _kinds(names: list[str]) -> str:
     """What names are of, with how many of a kind there are; numbers are left out."""
-    kinds: dict[str, int] = {}
+    kinds: Counter[str] = Counter()
     for name in names:
         kind = re.sub(r'^.*\.blocks\.\d+\.(attn\.(position_bias\.)?)?', '', name)
-        kind = re.sub(r'^norm\d', 'norm', re.sub(r'^(stages|layers)\.\d+\.', '', kind))
-        kinds[kind] = kinds.get(kind, 0) + 1
+        kinds[re.sub(r'^norm\d', 'norm', re.sub(r'^(stages|layers)\.\d+\.', '', kind))] += 1
     told = [kind if count == 1 else f'{count} {kind}' for kind, count in kinds.items()]
     more = len(told) - MAX_KINDS
     return ', '.join(told[:MAX_KINDS]) + (f' and {more} more kinds' if more > 0 else '')

@@ -1,8 +1,7 @@
 """Weights for other windows: every table on the grid of positions that it is a function of.
 
-All resizing is a pair of small matrices, one for each axis of a grid, of the interpolations that
-PyTorch has for images (``align_corners=False``, without smoothing). The same size leaves a table
-as it is, bit for bit.
+Grids are resized as PyTorch resizes images (``align_corners=False``, without smoothing). The same
+size leaves a table as it is, bit for bit.
 """
 
 from __future__ import annotations
@@ -19,28 +18,14 @@ INTERPOLATIONS = ('bilinear', 'bicubic')
 RINGS = ('normal', 'nearest')  # or a number
 
 
-def resize_window_table(table: Tensor, window: int, interpolation: str) -> Tensor:
-    """Bias of the window's own keys, a function of the relative position in tokens.
-
-    Args:
-        table: float ``((2 * w - 1) ** 2, nH)``.
-        window: side of the new window in tokens.
-        interpolation: one of :data:`INTERPOLATIONS`.
-
-    Returns:
-        float ``((2 * window - 1) ** 2, nH)``.
-    """
-    return resize_grid(table.T, 2 * window - 1, interpolation).T
-
-
 def resize_grid(grids: Tensor, side: int, interpolation: str) -> Tensor:
     """Square grids in row-major order, float ``(..., s * s)`` to ``(..., side * side)``."""
     old = _side(grids)
     if old == side:
         return grids
-    along = _matrix(old, side, interpolation).to(grids.dtype)
-    square = grids.unflatten(-1, (old, old))
-    return torch.einsum('...ij,ki,lj->...kl', square, along, along).flatten(-2)
+    square = grids.reshape(1, -1, old, old).double()
+    resized = F.interpolate(square, (side, side), mode=interpolation, align_corners=False)
+    return resized.reshape(*grids.shape[:-1], side * side).to(grids.dtype)
 
 
 def resize_pool(weight: Tensor, side: int) -> Tensor:
@@ -77,12 +62,6 @@ def resize_ring_table(
     return resize_grid(by_key, new.window_size, interpolation).transpose(-1, -2).contiguous()
 
 
-def check_ring(ring: str | float) -> None:
-    """Raises a ValueError for what :func:`missing_ring` does not know."""
-    if ring not in RINGS and (isinstance(ring, bool) or not isinstance(ring, int | float)):
-        raise ValueError(f'ring must be one of {RINGS} or a number, got {ring!r}')
-
-
 def missing_ring(
     ring: str | float, window_table: Tensor, like: Tensor, geometry: FocalGeometry
 ) -> Tensor:
@@ -114,14 +93,6 @@ def missing_ring(
     return window_table[index].permute(2, 0, 1)[None].to(like)
 
 
-@lru_cache
-def _matrix(old: int, new: int, interpolation: str) -> Tensor:
-    """Linear map of one axis, float64 ``(new, old)``: what PyTorch does to each unit vector."""
-    unit = torch.eye(old, dtype=torch.float64)[None, :, :, None].expand(-1, -1, -1, old)
-    resized = F.interpolate(unit, size=(new, old), mode=interpolation, align_corners=False)
-    return resized[0, :, :, 0].T.contiguous()
-
-
 def _side(grids: Tensor) -> int:
     return round(grids.shape[-1] ** 0.5)
 
@@ -130,24 +101,15 @@ def _side(grids: Tensor) -> int:
 def _ring_keys(old: FocalGeometry, new: FocalGeometry) -> Tensor:
     """Share of each old place in each new one, float64 ``(R, R')``."""
     share = torch.zeros(len(old.authors_ring), len(new.authors_ring), dtype=torch.float64)
+    copies = torch.tensor([copy for copy, _ in old.authors_ring])
+    places = torch.tensor([place for _, place in old.authors_ring]).double()
     scale = old.window_size / new.window_size
-    places = {listed: column for column, listed in enumerate(old.authors_ring)}
-    for column, (copy, position) in enumerate(new.authors_ring):
-        row, col = ((along + 0.5) * scale - 0.5 for along in position)
-        around = {}
-        for near_row in (int(row // 1), int(row // 1) + 1):
-            for near_col in (int(col // 1), int(col // 1) + 1):
-                weight = (1 - abs(row - near_row)) * (1 - abs(col - near_col))
-                place = places.get((copy, (near_row, near_col)))
-                if place is not None and weight > 0:
-                    around[place] = weight
-        if not around:
-            _, nearest = min(
-                ((listed[0] - row) ** 2 + (listed[1] - col) ** 2, place)
-                for (other, listed), place in places.items()
-                if other == copy
-            )
-            around = {nearest: 1.0}
-        for place, weight in around.items():
-            share[place, column] = weight / sum(around.values())
+    for column, (copy, place) in enumerate(new.authors_ring):
+        at = (torch.tensor(place, dtype=torch.float64) + 0.5) * scale - 0.5
+        distance = (places - at).abs()
+        weights = (1 - distance).clamp(min=0).prod(dim=1).where(copies == copy, 0)
+        if not weights.any():
+            squares = distance.square().sum(dim=1).where(copies == copy, torch.inf)
+            weights[squares.argmin()] = 1
+        share[:, column] = weights / weights.sum()
     return share

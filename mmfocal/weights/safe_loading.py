@@ -19,16 +19,14 @@ import os
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 from urllib.error import URLError
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from mmengine.fileio import get as read_bytes
+from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
@@ -53,17 +51,23 @@ def load_checkpoint_file(
         sha256: of the file, in hexadecimal, or the beginning of it; not compared if None.
 
     Returns:
-        What was saved; tensors alone for a ``.safetensors`` file.
+        What was saved; only tensors for a ``.safetensors`` file.
 
     Raises:
         CheckpointError: the file is missing, damaged, another than ``sha256`` says, or refers to
             code.
     """
     source = os.fspath(source)
-    file = _located(source)
-    if sha256 is not None:
-        _check_hash(file, source, sha256)
-    return _load(file, source, map_location)
+    with _located(source) as path:
+        if not os.path.isfile(path):
+            raise CheckpointError(
+                f'{source}: there is no such file (looked for {os.path.abspath(path)}).'
+            )
+        if sha256 is not None:
+            _check_hash(path, source, sha256)
+        if source.split('?')[0].endswith('.safetensors'):
+            return _load_safetensors(path, source, map_location)
+        return _load(path, source, map_location)
 
 
 def install_safe_loading() -> None:
@@ -79,45 +83,54 @@ def install_safe_loading() -> None:
 
 
 def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
-    """Loader for mmengine, which prints the part of the name behind ``load_from_``.
+    """Loader for mmengine, which prints the part of the name after ``load_from_``.
 
     Leaves out the texts of configs that a file may hold: mmengine runs one on resume, and its
     inferencers another if they are given a checkpoint and no config.
     """
     checkpoint = load_checkpoint_file(filename, map_location)
-    meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    hub = checkpoint.get('message_hub') if isinstance(checkpoint, dict) else None
-    info = hub.get('runtime_info') if isinstance(hub, dict) else None
-    for holder in (meta, info):
+    for path in (('meta',), ('message_hub', 'runtime_info')):
+        holder = checkpoint
+        for key in path:
+            holder = holder.get(key) if isinstance(holder, dict) else None
         if isinstance(holder, dict):
-            for name in ('cfg', 'config'):
-                holder.pop(name, None)
+            holder.pop('cfg', None)
+            holder.pop('config', None)
     return checkpoint
 
 
 # --- Where it comes from ----------------------------------------------------------------------
 
 
-def _located(source: str) -> str | BytesIO:
-    """Path or content of a file."""
-    url = _url_of(source)
-    if url is not None:
-        return _downloaded(url)
-    if source.startswith('file://'):
-        return urlparse(source).path
-    return _remote(source) if '://' in source else os.path.expanduser(source)
+@contextmanager
+def _located(source: str) -> Iterator[str]:
+    """Path of a file, of a copy where it is in other storage."""
+    if (url := _url_of(source)) is not None:
+        yield _downloaded(url)
+    elif source.startswith('file://'):
+        yield urlparse(source).path
+    elif '://' not in source:
+        yield os.path.expanduser(source)
+    else:
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(get_local_path(source))
+            except Exception as error:  # each storage client has errors of its own
+                raise CheckpointError(
+                    f'{source} could not be read: {error}. Download it by other means and give '
+                    'its path instead.'
+                ) from error
+            yield str(path)
 
 
-def _check_hash(file: str | BytesIO, source: str, expected: str) -> None:
-    if isinstance(file, str) and not os.path.isfile(file):
-        return  # which is told when it is opened
-    with open(file, 'rb') if isinstance(file, str) else BytesIO(file.getvalue()) as opened:
-        digest = hashlib.sha256()
-        while chunk := opened.read(1 << 20):
+def _check_hash(path: str, source: str, expected: str) -> None:
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     found = digest.hexdigest()
     if not found.startswith(expected.lower()):
-        at = f', kept as {file}; delete it to download it again' if _url_of(source) else ''
+        at = f', kept as {path}; delete it to download it again' if _url_of(source) else ''
         raise CheckpointError(
             f'{source} is not the file that was expected{at}. SHA-256 expected: {expected}, '
             f'found: {found}.'
@@ -125,26 +138,29 @@ def _check_hash(file: str | BytesIO, source: str, expected: str) -> None:
 
 
 def _url_of(source: str) -> str | None:
-    """The URL behind an address: itself, or what mmengine's tables of models say."""
+    """The URL for an address: itself, or what mmengine's tables of models say."""
     scheme, _, name = source.partition('://')
     if scheme in ('http', 'https'):
         return source
-    if scheme in ('torchvision', 'modelzoo'):
-        models = mmengine_checkpoint.get_torchvision_models()
-    elif scheme in ('open-mmlab', 'openmmlab'):
-        models = mmengine_checkpoint.get_external_models()
-        name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
-    elif scheme == 'mmcls':
-        models = mmengine_checkpoint.get_mmcls_models()
-    else:
+    table = {
+        'torchvision': 'get_torchvision_models',
+        'modelzoo': 'get_torchvision_models',
+        'open-mmlab': 'get_external_models',
+        'openmmlab': 'get_external_models',
+        'mmcls': 'get_mmcls_models',
+    }.get(scheme)
+    if table is None:
         return None
+    models = getattr(mmengine_checkpoint, table)()
+    if table == 'get_external_models':
+        name = mmengine_checkpoint.get_deprecated_model_names().get(name, name)
     if name not in models:
         raise CheckpointError(f'{source}: mmengine knows no model of that name.')
     return models[name]
 
 
 def _downloaded(url: str) -> str:
-    """Path of the file behind ``url``, downloaded unless it is there.
+    """Path of the file at ``url``, downloaded unless it is there.
 
     A name like ``model-1a2b3c4d.pth`` holds the beginning of the file's SHA-256, which is checked.
     """
@@ -168,35 +184,19 @@ def _downloaded(url: str) -> str:
     return path
 
 
-def _remote(source: str) -> BytesIO:
-    try:
-        return BytesIO(read_bytes(source))
-    except Exception as error:  # each storage client has errors of its own
-        raise CheckpointError(
-            f'{source} could not be read: {error}. Download it by other means and give its path '
-            'instead.'
-        ) from error
-
-
 # --- What is in it ----------------------------------------------------------------------------
 
 
-def _load(file: str | BytesIO, source: str, map_location: Any) -> dict:
-    if isinstance(file, str) and not os.path.isfile(file):
-        raise CheckpointError(
-            f'{source}: there is no such file (looked for {os.path.abspath(file)}).'
-        )
-    if source.split('?')[0].endswith('.safetensors'):
-        return _load_safetensors(file, source, map_location)
+def _load(path: str, source: str, map_location: Any) -> dict:
     try:
         with _only_safe_globals():
-            loaded = torch.load(file, map_location=map_location, weights_only=True)
+            loaded = torch.load(path, map_location=map_location, weights_only=True)
         return _restored(loaded)
     except Exception as error:  # damage shows itself in many ways
         if isinstance(error, pickle.UnpicklingError) and (reason := _refusal(str(error))):
             raise CheckpointError(
                 f'{source} was refused: {reason} A checkpoint is loaded as data here, and code in '
-                'it is never run. If you trust its origin, have its author save tensors alone '
+                'it is never run. If you trust its origin, have its author save tensors only '
                 '(torch.save(model.state_dict(), ...)) or as .safetensors.'
             ) from None
         raise CheckpointError(
@@ -205,16 +205,17 @@ def _load(file: str | BytesIO, source: str, map_location: Any) -> dict:
         ) from error
 
 
-def _load_safetensors(file: str | BytesIO, source: str, map_location: Any) -> dict:
+def _load_safetensors(path: str, source: str, map_location: Any) -> dict:
     try:
         import safetensors.torch
     except ImportError:
         raise CheckpointError(
             f'{source}: the package safetensors is missing. Run: pip install safetensors'
         ) from None
-    data = file.getvalue() if isinstance(file, BytesIO) else Path(file).read_bytes()
     try:
-        tensors = safetensors.torch.load(data)
+        # As bytes: tensors of a mapped file would change with it.
+        with open(path, 'rb') as file:
+            tensors = safetensors.torch.load(file.read())
     except safetensors.SafetensorError as error:
         raise CheckpointError(f'{source} is no valid safetensors file: {error}') from error
     if map_location is not None:
@@ -243,7 +244,7 @@ def _refuse(what: str) -> NoReturn:
 
 
 class _DType:
-    """Stands in for ``numpy.dtype``; numbers alone."""
+    """Stands in for ``numpy.dtype``; numbers only."""
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         self.dtype = np.dtype(code) if isinstance(code, str) else _refuse('odd numpy type')
@@ -301,7 +302,7 @@ def _empty_bytes() -> bytes:
 
 
 def _getattr(owner: Any, name: str) -> str:
-    """Stands in for ``getattr``, which files need for a buffer's statistics alone."""
+    """Stands in for ``getattr``, which files need only for a buffer's statistics."""
     if owner is not _Buffer or name not in ('min', 'max', 'current', 'mean'):
         _refuse('it asks for builtins.getattr')
     return name

@@ -14,8 +14,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools import _startup
-
 if TYPE_CHECKING:
     from tools.dev.timing.parts import Report
 
@@ -112,7 +110,6 @@ def size_in_pixels(text: str) -> tuple[int, int]:
 
 def main() -> int:
     args = parse_args()
-    _startup.check_installation()
     import torch
 
     from mmfocal.utils.compat import CORE, check_versions
@@ -174,7 +171,7 @@ def main() -> int:
     )
     parts = dict(PARTS)
     if SERVING in args.parts:
-        from mmfocal.export.graphs import require_packages
+        from mmfocal.export.files import require_packages
         from tools.dev.timing.serving import time_serving
 
         with user_errors_without_trace():

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tools import _startup
+from mmfocal.cli._arguments import number_or_text
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--rings',
-        type=_startup.number_or_text,
+        type=number_or_text,
         nargs='+',
         default=['normal', 'nearest', 0, -5, -10, -20, -100],
         help='beginnings (default: normal nearest 0 -5 -10 -20 -100)',
@@ -37,7 +37,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    _startup.check_installation()
     from mmfocal.utils.errors import user_errors_without_trace
 
     with user_errors_without_trace():

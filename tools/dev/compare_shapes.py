@@ -1,6 +1,6 @@
 """Trains every model on the embedded data set, with Focal and with Swin of the same width.
 
-Each run is one of tools/train.py, from scratch, with one thread. Runs that are there already are
+Each run is one of `mmfocal train`, from scratch, with one thread. Runs that are there already are
 not repeated. In the end, curves and a table are made of all runs in the work folder.
 """
 
@@ -15,8 +15,10 @@ from itertools import product
 from pathlib import Path
 from statistics import mean, median
 
-from tools import _startup
-from tools._startup import REPOSITORY
+from mmengine.config import Config
+
+from mmfocal.datasets import prepare_shapes
+from tools.dev import ROOT
 
 # Folder of the config of each family.
 FAMILIES = {
@@ -83,10 +85,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    _startup.check_installation()
-    import mmfocal  # noqa: F401  with it, mmengine finds the bases of either stack
-    from mmfocal.datasets import prepare_shapes
-
     prepare_shapes()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     work_dir = args.work_dir.absolute()
@@ -104,9 +102,7 @@ def main() -> int:
 
 def write_config(family: str, backbone: str, seed: int, work_dir: Path) -> Path:
     """The config of a run; one with Swin is written into the work folder."""
-    from mmengine.config import Config
-
-    config = REPOSITORY / f'configs/{FAMILIES[family]}/focal_{family}_shapes.py'
+    config = ROOT / f'configs/{FAMILIES[family]}/focal_{family}_shapes.py'
     if backbone == 'focal':
         return config
     out_indices = Config.fromfile(config).model.backbone.get('out_indices', (0, 1, 2, 3))
@@ -121,7 +117,7 @@ def train(name: str, seed: int, config: Path, work_dir: Path, cfg_options: list[
     if (folder / 'done').is_file():
         return True
     print(f'{name}: training', flush=True)
-    command = [sys.executable, REPOSITORY / 'tools/train.py', config, '--work-dir', folder]
+    command = [sys.executable, '-m', 'mmfocal', 'train', config, '--work-dir', folder]
     command += ['--cfg-options', f'randomness.seed={seed}', *cfg_options]
     with (work_dir / f'{name}.log').open('w') as log:
         environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
@@ -139,7 +135,8 @@ def report(args: argparse.Namespace) -> None:
     import matplotlib
 
     matplotlib.use('Agg')
-    from mmfocal.engine.curves import draw_comparison, read_scalars
+    from mmfocal.engine.curves import read_scalars
+    from tools.dev.comparison import draw_comparison
 
     runs = {}
     for family, backbone in product(FAMILIES, BACKBONES):
@@ -159,7 +156,7 @@ def report(args: argparse.Namespace) -> None:
 
 def table(runs: dict[str, dict[str, list[list[dict[str, float]]]]]) -> str:
     """Last value of each metric, and minutes of training, as Markdown."""
-    from mmfocal.engine.curves import main_metric
+    from tools.dev.comparison import main_metric
 
     lines = [
         '| model | iterations | seeds | metric | Focal | Swin | minutes, Focal | Swin |',

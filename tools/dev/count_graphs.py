@@ -21,7 +21,7 @@ from mmfocal import FocalTransformer
 def count_graphs(
     model: FocalTransformer, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
 ) -> list[int]:
-    """Graphs so far behind each image; training is what the model's mode says.
+    """Graphs so far after each image; training is what the model's mode says.
 
     Args:
         model: not compiled yet.
@@ -60,7 +60,7 @@ def main() -> None:
         for _ in range(args.sizes)
     ]
     print(f'Focal-{args.arch}, {len(sizes)} sizes of {args.least} to {args.most} pixels a side')
-    print('| mode | images | graphs behind each size | all compiled |')
+    print('| mode | images | graphs after each size | all compiled |')
     print('|---|---|---|---|')
     for training, batches in ((False, (1,)), (False, (1, 2)), (True, (2,))):
         model = FocalTransformer(args.arch, focal_windows=(15, 13, 9, 7)).train(training)

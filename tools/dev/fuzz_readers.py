@@ -1,8 +1,8 @@
-"""Changes checkpoints, annotations and pictures at random, and reads what comes out.
+"""Changes checkpoints, annotations and images at random, and reads what comes out.
 
-`python -m tools.dev.fuzz_readers --seconds 600` prints a Markdown table. Each case is read in a
-process of its own. It has to be read, found bad or refused; it must not run code (watched by
-Python's audit events), end the process, hang, or raise anything but our own errors.
+`PYTHONPATH=tests python -m tools.dev.fuzz_readers --seconds 600` prints a Markdown table. Each
+case is read in a process of its own. It has to be read, found bad or refused; it must not run code
+(watched by Python's audit events), end the process, hang, or raise anything but our own errors.
 """
 
 from __future__ import annotations
@@ -28,18 +28,14 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
+import test_bad_input as bad_input
 import torch
 from mmengine.logging import HistoryBuffer
 
 from mmfocal.engine import CheckpointError, load_checkpoint_file
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / 'tests'))  # other packages bring a module `tests` along
-
-import test_bad_input as bad_input
-
 SECONDS = 20  # for a case
-MEMORY = 32 << 30  # bytes of address space; PyTorch alone reserves a few GiB
+MEMORY = 32 << 30  # bytes of address space; PyTorch itself reserves a few GiB
 READ, REFUSED, ERROR, RAN = 0, 10, 11, 12
 # Python's names for what a checkpoint must not reach.
 EVENTS = ('os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'os.remove', 'os.rename')
@@ -195,9 +191,9 @@ def read_annotations(draw: random.Random) -> int:
         return found_by_check(draw)
 
 
-def read_pictures(draw: random.Random) -> int:
+def read_images(draw: random.Random) -> int:
     with bad_input.in_empty_folder():
-        bad_input.write_coco(bad_input.other_form('1.png', lambda: bad_input.picture('1.png')))
+        bad_input.write_coco(bad_input.other_form('1.png', lambda: bad_input.write_image('1.png')))
         for path in Path('data/images').iterdir():
             path.write_bytes(changed(path.read_bytes(), draw))
         return found_by_check(draw)
@@ -217,7 +213,7 @@ KINDS: dict[str, Callable[[random.Random], int]] = {
     'checkpoint in the old form': lambda draw: read_checkpoint(changed_program(LEGACY, draw)),
     'safetensors': lambda draw: read_checkpoint(changed(TENSORS, draw), '.safetensors'),
     'annotations': read_annotations,
-    'pictures': read_pictures,
+    'images': read_images,
 }
 
 

@@ -6,13 +6,14 @@
 #
 # PYTHON   interpreter (.venv/bin/python if it is there, else python3)
 # WORKERS  processes that share the tests (8, or as many as there are cores)
-# STEPS    some steps alone, in this order: doctor tests benchmark reference compiled. The last two
+# STEPS    only some steps, in this order: doctor tests benchmark reference compiled. The last two
 #          are left out by default: the reference takes a lot of memory, compiling some minutes.
 set -euo pipefail
 
 root=$(realpath "$(dirname "$0")/../..")
 out=$(realpath -m "${1:-$root/work_dirs/gpu_check}")
 cd "$root"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}  # also where mmfocal is not installed
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 cores=$(nproc)
 workers=${WORKERS:-$((cores < 8 ? cores : 8))}
@@ -36,7 +37,7 @@ benchmark() { # NAME OPTIONS...
   || { echo 'There is no GPU to check: PyTorch sees none.' >&2; exit 1; }
 step doctor "$python" tools/doctor.py
 mapfile -t files < <(grep -l 'mark\.gpu' tests/test_*.py)
-# By group: the runs of training that some tests look at are made by one process alone. Names of
+# By group: the runs of training that some tests look at are made by a single process. Names of
 # what fails are printed at once, should the time of the machine end.
 step tests "$python" -m pytest -m gpu -n "$workers" --dist loadgroup -v --durations 10 \
   "${files[@]}"

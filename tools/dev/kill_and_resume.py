@@ -82,7 +82,7 @@ AIMED = (
     Moment('the first iteration', iteration(1)),
     Moment('writing the first checkpoint', writing('iter_3.pth')),
     Moment('writing a later checkpoint', writing('iter_9.pth')),
-    Moment('just behind a checkpoint', written('iter_6.pth')),
+    Moment('just after a checkpoint', written('iter_6.pth')),
     Moment('validation', logged('Iter(val) [1/2]')),
     Moment('the last iteration', iteration(ITERATIONS)),
     Moment('every start, at its third iteration', logged('eta'), times=3),

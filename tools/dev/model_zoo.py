@@ -10,11 +10,13 @@ import argparse
 import difflib
 import sys
 
-from tools import _startup
-from tools._startup import REPOSITORY
+from mmfocal.utils.compat import CORE, check_versions
+from mmfocal.utils.errors import user_errors_without_trace
+from tools.dev import ROOT
+from tools.dev.costs.model_zoo import load_published, measure, metafile, page
 
-PAGE = REPOSITORY / 'docs' / 'model_zoo.md'
-METAFILE = REPOSITORY / 'configs' / 'metafile.yml'
+PAGE = ROOT / 'docs' / 'model_zoo.md'
+METAFILE = ROOT / 'configs' / 'metafile.yml'
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,11 +38,6 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    _startup.check_installation()
-    from mmfocal.utils.compat import CORE, check_versions
-    from mmfocal.utils.errors import user_errors_without_trace
-    from tools.dev.costs.model_zoo import load_published, measure, metafile, page
-
     check_versions((*CORE, 'mmdet'))
     if args.configs:
         with user_errors_without_trace():
@@ -51,7 +48,7 @@ def main() -> int:
     texts = {PAGE: page(published), METAFILE: metafile(published)}
     stale = False
     for path, text in texts.items():
-        name = path.relative_to(REPOSITORY)
+        name = path.relative_to(ROOT)
         if not args.check:
             path.write_text(text)
             print(f'Wrote {name}.')

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tools import _startup
-from tools._startup import REPOSITORY
+from mmfocal.utils.errors import user_errors_without_trace
+from tools.dev import ROOT
+from tools.dev.costs import scaling
 
-PAGE = REPOSITORY / 'docs' / 'scaling.md'
+PAGE = ROOT / 'docs' / 'scaling.md'
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,16 +32,12 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
-    _startup.check_installation()
-    from mmfocal.utils.errors import user_errors_without_trace
-    from tools.dev.costs import scaling
-
     with user_errors_without_trace():
         if args.config:
             print(scaling.summary(args.config, tuple(args.image), args.batch))
             return 0
         PAGE.write_text(scaling.page(PAGE.read_text()))
-        print(f'Wrote the tables of {PAGE.relative_to(REPOSITORY)}.')
+        print(f'Wrote the tables of {PAGE.relative_to(ROOT)}.')
     return 0
 
 

@@ -1,4 +1,4 @@
-# COCO without masks, up to 2000 pixels wide, each picture twice an epoch, as DyHead is trained.
+# COCO without masks, up to 2000 pixels wide, each image twice an epoch, as DyHead is trained.
 _base_ = 'mmdet::_base_/datasets/coco_detection.py'
 
 train_pipeline = [

@@ -1,5 +1,5 @@
 # COCO with masks and the label maps of COCO-stuff, at 400 to 1400 pixels and with InstaBoost
-# (pip install instaboostfast), as HTC++ is trained: one picture on each of 16 GPUs.
+# (pip install instaboostfast), as HTC++ is trained: one image on each of 16 GPUs.
 _base_ = 'mmdet::_base_/datasets/coco_instance_semantic.py'
 
 train_pipeline = [

@@ -1,4 +1,4 @@
-# The embedded data set: 2400 pictures to train on and 200 held out, 128x128 pixels, drawn on first
+# The embedded data set: 2400 images to train on and 200 held out, 128x128 pixels, drawn on first
 # use. See mmfocal/datasets/shapes.py.
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
 

@@ -1,5 +1,5 @@
-# Sparse R-CNN with Focal-T: 300 learned proposals, six stages. mmdet has it in complete configs
-# alone, so its heads are written out here.
+# Sparse R-CNN with Focal-T: 300 learned proposals, six stages. mmdet has it only in
+# complete configs, so its heads are written out here.
 _base_ = 'maskrcnn_focal.py'
 
 num_stages = 6

@@ -1,4 +1,4 @@
-# The label maps of the embedded data set: 2400 pictures to train on and 200 held out, 128x128
+# The label maps of the embedded data set: 2400 images to train on and 200 held out, 128x128
 # pixels, drawn on first use. See mmfocal/datasets/shapes.py.
 _base_ = 'mmseg::_base_/datasets/ade20k.py'
 

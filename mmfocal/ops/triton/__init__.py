@@ -1,8 +1,8 @@
 """Fused kernels for NVIDIA GPUs: neither scores nor gathered keys are ever written to memory.
 
 ``forward_pass.py`` and ``backward_pass.py`` hold the kernels and how they are launched,
-``layout.py`` the tensors that they read beside queries, keys and values. Triton is imported when a
-kernel is first called, so that mmfocal runs without it.
+``layout.py`` the tensors that they read besides queries, keys and values. Triton is imported when
+a kernel is first called, so that mmfocal runs without it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
         return 'Triton is not installed (pip install triton)'
     interpreted = os.environ.get('TRITON_INTERPRET') == '1'
     if dtype not in DTYPES:
-        return f'its kernels take {_names(DTYPES)}, not {_names([dtype])}'
+        names = [str(each).removeprefix('torch.') for each in (*DTYPES, dtype)]
+        return f'its kernels take {", ".join(names[:-1])}, not {names[-1]}'
     if interpreted and dtype == torch.bfloat16:
         return "Triton's interpreter cannot multiply bfloat16"
     if head_dim > MAX_HEAD_DIM:
@@ -41,7 +43,8 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
         return f'its kernels are for NVIDIA GPUs, and the tensors are on {device.type!r}'
     capability = torch.cuda.get_device_capability(device)
     if capability < COMPUTE_CAPABILITY:
-        return f'its kernels need compute capability 8.0, and the GPU has {_version(capability)}'
+        version = '.'.join(map(str, capability))
+        return f'its kernels need compute capability 8.0, and the GPU has {version}'
     return None
 
 
@@ -49,10 +52,10 @@ def why_not(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | No
 def serves(
     backend: str, device: torch.device, dtype: torch.dtype, head_dim: int = 1, drops: bool = False
 ) -> bool:
-    """Whether what surrounds attention runs on kernels, too: where attention itself does.
+    """Whether what surrounds attention runs on kernels: where attention itself does.
 
     Args:
-        backend: of attention, or ``'auto'``: who asks for another has PyTorch everywhere.
+        backend: of attention, or ``'auto'``; any other than these runs everything in PyTorch.
         device: of the tensors.
         dtype: of the tensors.
         head_dim: channels of a head.
@@ -64,14 +67,6 @@ def serves(
 @lru_cache
 def _takes(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     return why_not(device, dtype, head_dim) is None
-
-
-def _names(dtypes: object) -> str:
-    return ', '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)
-
-
-def _version(capability: tuple[int, int]) -> str:
-    return '.'.join(map(str, capability))
 
 
 def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,31 +85,13 @@ def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> tuple[Tensor, Tens
     return lse, empty_tiled_bias(qkv, bias, isinstance(keys, ClosestKeys))
 
 
-def forward(
-    qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output of :func:`mmfocal.ops.focal_attention`, and what :func:`empty_kept` is for."""
+def forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
     from .forward_pass import run_forward
 
-    return run_forward(qkv, keys, bias, scale)
+    return run_forward(*call)
 
 
-def backward(
-    grad_out: Tensor,
-    qkv: Tensor,
-    keys: FocalKeys,
-    bias: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    tiled_bias: Tensor,
-    scale: float,
-    bias_needs_grad: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of ``qkv`` and ``bias``; the latter is zero where it is not needed.
-
-    Deterministic: gradients of keys and values go to a workspace in window order, of 256 MB unless
-    one head of one image needs more, and are summed from there in a fixed order.
-    """
+def backward(*call: Any) -> tuple[Tensor, Tensor]:
     from .backward_pass import run_backward
 
-    return run_backward(grad_out, qkv, keys, bias, out, lse, tiled_bias, scale, bias_needs_grad)
+    return run_backward(*call)

@@ -18,24 +18,9 @@ from torch import Tensor
 
 from mmfocal.geometry import FocalKeys
 
-from .forward_pass import (
-    constants_of,
-    load_bias,
-    load_rows,
-    may_see,
-    store_rows,
-    tables_of,
-)
+from .forward_pass import constants_of, load_bias, load_rows, may_see, store_rows, tables_of
 from .launching import ceil_div, kernel, launch
-from .layout import (
-    KEY_LAUNCH,
-    LOG2_E,
-    QUERY_LAUNCH,
-    SUM_LAUNCH,
-    TILE,
-    Layout,
-    layout_of,
-)
+from .layout import KEY_LAUNCH, LOG2_E, QUERY_LAUNCH, SUM_LAUNCH, TILE, Layout, layout_of
 
 # Gradients of keys and values in window order, before they are summed by token.
 WORKSPACE_BYTES = 2**28
@@ -343,7 +328,7 @@ def sum_by_token_kernel(
 ):
     """Sums the gradients of keys and values over all places at which windows list a token.
 
-    Grid: blocks of ``MAP_TOKENS`` tokens of the map and behind them single pooled cells; blocks of
+    Grid: blocks of ``MAP_TOKENS`` tokens of the map and after them single pooled cells; blocks of
     ``CHANNELS``, which divide the channels of keys and those of values; images of the group. The
     gradients of queries that pooled cells would have are set to 0.
     """
@@ -460,47 +445,30 @@ def sum_by_column_kernel(
 
 
 class _Group(NamedTuple):
-    """Images and heads whose gradients of keys and values fill the workspace together.
-
-    Attributes:
-        runs: of windows of its images, one for each program of the key kernel.
-    """
+    """Images and heads whose gradients of keys and values fill the workspace together."""
 
     images: range
     heads: range
-    runs: int
+    runs: int  # of windows, one for each program of the key kernel
 
 
 class _Pass(NamedTuple):
-    """What the kernels of a backward pass share.
+    """What the kernels of a backward pass share."""
 
-    Attributes:
-        grad_out: gradient of the output, contiguous.
-        qkv: queries, keys and values, contiguous.
-        out: output of the forward pass.
-        lse: its log-sum-exps.
-        tiled: its bias.
-        delta: for the sums that the query kernel makes and the key kernel reads.
-        grad_qkv: for the gradient of ``qkv``.
-        layout: tables of the map.
-        scale: factor of the products.
-        constants: of all kernels.
-    """
-
-    grad_out: Tensor
-    qkv: Tensor
-    out: Tensor
-    lse: Tensor
-    tiled: Tensor
-    delta: Tensor
+    grad_out: Tensor  # contiguous
+    qkv: Tensor  # contiguous
+    out: Tensor  # of the forward pass
+    lse: Tensor  # its log-sum-exps
+    tiled: Tensor  # its bias
+    delta: Tensor  # made by the query kernel and read by the key kernel
     grad_qkv: Tensor
     layout: Layout
     scale: float
-    constants: dict[str, int]
+    constants: dict[str, int]  # of all kernels
 
     @property
     def columns(self) -> int:
-        """Columns of the bias, where keys have some."""
+        """Columns of the bias, where it has some."""
         return self.tiled.shape[1]
 
 
@@ -515,7 +483,11 @@ def run_backward(
     scale: float,
     bias_needs_grad: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Launches the kernels; arguments and result as in :func:`mmfocal.ops.triton.backward`."""
+    """Gradients of ``qkv`` and ``bias``; the latter is zero where it is not needed.
+
+    Deterministic: gradients of keys and values go to a workspace in window order, of 256 MB unless
+    one head of one image needs more, and are summed from there in a fixed order.
+    """
     qkv, layout = qkv.contiguous(), layout_of(keys, qkv.device)
     if not len(qkv):
         return torch.empty_like(qkv), bias.new_zeros(bias.shape)
@@ -646,8 +618,8 @@ class _BiasSums:
     """The gradient of the bias, summed over windows and images in a fixed order.
 
     Every run of windows leaves a partial sum, to which those of further images are added, and all
-    are summed at the end. Where keys have columns of their own, windows leave one of each key,
-    which are summed group by group.
+    are summed at the end. Where the bias has columns, windows leave a gradient of each key, which
+    are summed group by group.
     """
 
     def __init__(
@@ -671,7 +643,7 @@ class _BiasSums:
         return self._partial
 
     def add(self, group: _Group) -> None:
-        """Takes in what it wrote."""
+        """Adds what the key kernel wrote."""
         if not self._by_column:
             return
         _, queries, columns = self._sum.shape

@@ -61,7 +61,7 @@ def sum_by_number_kernel(
         listed = first + nth < last
         places = tl.load(entries_ptr + first + nth, mask=listed, other=0)
         grad = tl.load(grad_ptr + places, mask=listed, other=0.0).to(tl.float32)
-        if HAS_SECOND:  # the share of a number in its place; all of it where it is alone
+        if HAS_SECOND:  # the share of a number in its place; all of it where it is the only one
             bias = tl.load(bias_ptr + places, mask=listed, other=0.0).to(tl.float32)
             grad *= tl.exp(tl.where(listed, own - bias, 0.0))
         total += grad

@@ -196,7 +196,7 @@ def forward_kernel(
 def run_forward(
     qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Launches the kernel; arguments and result as in :func:`mmfocal.ops.triton.forward`."""
+    """Output of :func:`mmfocal.ops.focal_attention`, and what ``empty_kept`` is for."""
     qkv = qkv.contiguous()
     layout = layout_of(keys, qkv.device)
     batch, num_tokens, _, heads, dim = qkv.shape
@@ -220,12 +220,12 @@ def run_forward(
 
 
 def tables_of(layout: Layout) -> tuple[Tensor | None, ...]:
-    """Those that all kernels of attention read."""
+    """Tables that all kernels of attention read."""
     return layout.queries, layout.slots, layout.regions, layout.columns
 
 
 def constants_of(layout: Layout, heads: int, dim: int) -> dict[str, int]:
-    """What kernels are compiled for: the same for all sizes of a stage's map."""
+    """Constants that kernels are compiled for: the same for all sizes of a stage's map."""
     return dict(
         HEADS=heads,
         DIM=dim,

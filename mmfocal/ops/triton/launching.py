@@ -2,7 +2,7 @@
 
 A launch through Triton looks at every argument to find the variant that was compiled for it, which
 takes the host longer than most of our kernels take a GPU. Ours have a variant for each set of
-constants and dtypes, so from the second launch on these alone are looked at.
+constants and dtypes, so from the second launch on only these are looked at.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def launch(
         function: what :func:`kernel` gave.
         grid: programs along each axis.
         tensors: in the order of the kernel's arguments; the first is on the device to run on.
-        numbers: those behind the tensors.
+        numbers: those after the tensors.
         constants: all constants of the kernel by name, and maybe others.
         options: of the compiler, such as ``num_warps``.
     """

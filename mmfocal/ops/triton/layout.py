@@ -1,4 +1,4 @@
-"""What the kernels read beside queries, keys and values: tables of keys, and the bias."""
+"""What the kernels read besides queries, keys and values: tables of keys, and the bias."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ BIAS_BLOCK = 1024  # numbers of the bias that a program of its kernels takes
 class Layout(NamedTuple):
     """Tables of one map. A slot is a place in a window's list of keys."""
 
-    queries: Tensor  # int32 (nW, MQ): token of each query, -1 behind the last
-    slots: Tensor  # int32 (nW, NS): token of each key, -1 behind the last and where not valid
+    queries: Tensor  # int32 (nW, MQ): token of each query, -1 after the last
+    slots: Tensor  # int32 (nW, NS): token of each key, -1 after the last and where not valid
     regions: Tensor | None  # int8 (nW, NS), as in KeyTables
     columns: Tensor | None  # int32 (nW, NS), as in KeyTables
     entries: Tensor  # int32 (nW * N,), of KeyTables.readers
@@ -80,9 +80,9 @@ class Layout(NamedTuple):
 class Layouts:
     """Layouts that were made, the latest used last, and no more than :data:`LAYOUT_BYTES`.
 
-    A CUDA graph reads tables where they were when it was captured, so what one has used stays for
-    good. Layouts are complete before anybody sees them, and the GPU is done with its work before
-    any is given up, so that streams need not wait for each other.
+    A CUDA graph reads tables where they were when it was captured, so those that one has used are
+    never freed. Layouts are complete before they are returned, and the GPU has finished its work
+    before one is freed, so that streams need not wait for each other.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Layouts:
         return iter((*self._captured.values(), *self._made.values()))
 
     def get(self, keys: FocalKeys, device: torch.device) -> Layout:
-        """The layout of ``keys`` on ``device``.
+        """The layout of ``keys`` on ``device``, made once.
 
         Raises:
             RuntimeError: a CUDA graph is captured, and there is none yet.
@@ -136,12 +136,7 @@ def _finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-layouts = Layouts()
-
-
-def layout_of(keys: FocalKeys, device: torch.device) -> Layout:
-    """The tables of ``keys`` on ``device``, made once."""
-    return layouts.get(keys, device)
+layout_of = Layouts().get
 
 
 def _make(keys: FocalKeys, device: torch.device) -> Layout:
@@ -194,8 +189,8 @@ def tiled_bias(qkv: Tensor, bias: Tensor, layout: Layout) -> Tensor:
     """The bias times log2(e), ``(nH, MQ, NS)``, or ``(nH, columns, MQ)`` where there are columns.
 
     For 16-bit inputs it is kept in float16, whose rounding is finer than bfloat16's and whose
-    traffic is half of float32's; what lies outside its range, 45,000 before the product, decides a
-    softmax alone either way, unless that of all keys of a query does.
+    traffic is half of float32's. A bias outside its range, 45,000 before the product, decides a
+    softmax either way, unless those of all keys of a query are outside.
     """
     tiled = empty_tiled_bias(qkv, bias, layout.columns is not None)
     heads, rows, row_length = tiled.shape
@@ -229,7 +224,7 @@ def tile_bias_kernel(
     LOG2_E: tl.constexpr,
     LIMIT: tl.constexpr,
 ):
-    """Rows of the bias with zeros behind and below them. Grid: blocks of a head, heads."""
+    """Rows of the bias with zeros after and below them. Grid: blocks of a head, heads."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     head = tl.program_id(1)
     row, place = at // row_length, at % row_length

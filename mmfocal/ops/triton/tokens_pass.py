@@ -1,4 +1,4 @@
-"""The kernels behind :func:`mmfocal.ops.focal_tokens`, which do nothing but move memory.
+"""The kernels of :func:`mmfocal.ops.focal_tokens`, which do nothing but move memory.
 
 A program takes whole windows of some channels, so that a window's cell is summed from the tokens
 that are there to be copied anyway.
@@ -166,26 +166,15 @@ def sum_partials_kernel(
 
 
 class Plan(NamedTuple):
-    """What follows from the shape of a map and the side of a window.
+    """What follows from the shape of a map and the side of a window."""
 
-    Attributes:
-        rows: rows of windows.
-        cols: columns of windows.
-        constants: of both kernels.
-        options: of the compiler.
-        blocks: of channels.
-        windows: of all images.
-        windows_per_run: windows that a program of the backward kernel takes.
-        runs: of windows.
-    """
-
-    rows: int
-    cols: int
-    constants: dict[str, Any]
-    options: dict[str, int]
-    blocks: int
-    windows: int
-    windows_per_run: int
+    rows: int  # of windows
+    cols: int  # of windows
+    constants: dict[str, Any]  # of both kernels
+    options: dict[str, int]  # of the compiler
+    blocks: int  # of channels
+    windows: int  # of all images
+    windows_per_run: int  # that a program of the backward kernel takes
     runs: int
 
 
@@ -212,11 +201,7 @@ def plan_of(batch: int, height: int, width: int, channels: int, window: int) -> 
 
 
 def run_forward(x: Tensor, weight: Tensor, bias: Tensor, window_size: int, out: Tensor) -> None:
-    """Launches the kernel; arguments as in :func:`mmfocal.ops.focal_tokens`.
-
-    Args:
-        out: for the tokens.
-    """
+    """Writes the tokens of :func:`mmfocal.ops.focal_tokens` to ``out``."""
     batch, height, width, channels = x.shape
     plan = plan_of(batch, height, width, channels, window_size)
     with torch.cuda.device_of(x):
@@ -241,19 +226,9 @@ def run_backward(
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
 ) -> None:
-    """Launches the kernels: gradients of map and parameters, and the latters' sum.
+    """Writes gradients of map, weight and bias; None where they are not needed.
 
-    Args:
-        grad_tokens: gradient of the output, in its dtype.
-        tokens: the output.
-        weight: of the pooling.
-        height: of the map, in tokens.
-        width: likewise.
-        window_size: side of a window in tokens.
-        grad_x: for the gradient of the map, None where it is not needed.
-        grad_weight: for that of ``weight``, contiguous, None where neither it nor that of the
-            bias is needed.
-        grad_bias: for that of the bias, likewise.
+    Weight and bias have both or none.
     """
     batch, _, channels = tokens.shape
     plan = plan_of(batch, height, width, channels, window_size)

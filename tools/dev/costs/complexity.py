@@ -101,7 +101,7 @@ def detector_flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
     Args:
         model: on the meta device, as :func:`build_without_weights` makes it.
         height: of the image, in pixels, padded to a multiple of 32.
-        width: likewise.
+        width: in the same unit.
 
     Returns:
         Numbers by part, such as ``backbone``, ``neck``, ``rpn_head``, ``bbox_head``,
@@ -188,7 +188,7 @@ def segmenter_flops(model: nn.Module, height: int, width: int) -> dict[str, int]
     Args:
         model: on the meta device, as :func:`build_without_weights` makes it.
         height: of the image, in pixels.
-        width: likewise.
+        width: in the same unit.
 
     Returns:
         Numbers of ``backbone``, ``decode_head`` and, if there is one, ``neck``.

@@ -252,7 +252,7 @@ def _table(titles: Sequence[str], rows: list[list[str]]) -> str:
 
 
 def _differences(costs: Mapping[str, Cost]) -> str:
-    """What is behind the differences, in figures that are counted here."""
+    """What explains the differences, in figures that are counted here."""
     tiny, small, base = (
         [costs[f'mmdet/focal{size}_{model}_ms-1x.py'] for model in ('maskrcnn', 'retinanet')]
         for size in ('', '-s', '-b')
@@ -290,7 +290,7 @@ heads, which are the same for every backbone: counted, by {heads[0]:.1f}, {heads
 
 **RepPointsV2** costs 491 as published; at 1280 x 1280 pixels {square:.0f} are counted. Swin
 Transformer's authors give 283 for Swin-T with the same head, to which the counted figure fits. The
-parameters come to 45.4 M if the two coarsest maps of the pyramid are pooled behind the projection
+parameters come to 45.4 M if the two coarsest maps of the pyramid are pooled after the projection
 of the last map instead of before it; the number given for Swin-T, 45 M, speaks for before.
 
 **Focal-L.** Neither weights nor settings were released. The backbone counted here has

@@ -60,7 +60,7 @@ class Assumptions:
             H200 was busy for 47.8 ms with a step of Mask R-CNN with Focal-T for which 9.4 ms are
             counted (docs/performance.md); a host that is slower than that is not in it.
         network: bytes per second that leave a machine of eight GPUs, in one direction.
-        hidden: share of the backward pass behind which the exchange of gradients can hide.
+        hidden: share of the backward pass during which gradients can be exchanged.
         reserved: bytes of the CUDA context and of libraries.
         usable: share of the rest that can be filled; the remainder is lost between blocks.
     """
@@ -116,7 +116,7 @@ def cost(
     """What a training step of a config costs.
 
     Args:
-        name: path or name of a config, or that of one of mmdet's behind ``mmdet::``.
+        name: path or name of a config, or that of one of mmdet's, such as ``mmdet::...``.
         size: of the images, height and width in pixels.
         batch: images.
         precision: ``'fp32'`` or ``'amp'``.

@@ -88,7 +88,7 @@ class StepCost:
 
 
 class StepMeter(TorchDispatchMode):
-    """Counts what operators do while it is active, and the bytes that they leave behind.
+    """Counts what operators do while it is active, and the bytes that they leave.
 
     A storage counts once, however many tensors look into it, until the last of them is gone.
     Real tensors and fake ones count alike.
@@ -96,7 +96,7 @@ class StepMeter(TorchDispatchMode):
     Attributes:
         live: bytes of tensors that were made here and are still there.
         peak: the most so far.
-        operations: all operators but those that make views or new memory alone.
+        operations: all operators but those that only make views or new memory.
     """
 
     def __init__(self) -> None:
@@ -178,7 +178,7 @@ def backbone_cost(
         settings: arguments of :class:`~mmfocal.FocalTransformer`, such as ``arch``,
             ``focal_windows`` and ``with_cp``.
         height: of the images, in pixels.
-        width: likewise.
+        width: in the same unit.
         batch: images.
         precision: of :data:`PRECISIONS`.
     """
@@ -209,7 +209,7 @@ def model_cost(
     Args:
         config: complete, of mmdet or mmseg, whose packages are imported.
         height: of the images, in pixels.
-        width: likewise.
+        width: in the same unit.
         batch: images.
         precision: of :data:`PRECISIONS`.
         with_cp: whether the backbone computes activations again in the backward pass.
@@ -250,7 +250,7 @@ def _detection_loss(model: nn.Module, images: Tensor) -> Tensor:
         out = function(*args)
         if part.endswith('head'):
             sums.append(_sum(out))
-        elif part == 'neck':  # for heads that see regions of it alone
+        elif part == 'neck':  # for heads that see only regions of it
             sums.extend(features.float().sum() for features in out)
         return out
 

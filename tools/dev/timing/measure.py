@@ -26,7 +26,7 @@ from torch.utils.flop_counter import flop_registry
 from mmfocal.utils.compat import installed
 from mmfocal.version import __version__
 
-SHORTEST_RUN = 0.1  # seconds; shorter calls are repeated, and a GPU may work behind its queue
+SHORTEST_RUN = 0.1  # seconds; shorter calls are repeated, and a GPU may lag its queue
 
 # For the environment of a process whose memory is measured on a CPU: glibc then gives every large
 # block back when it is freed. By default it keeps some, which moves the peak of Swin-T at 448 by
@@ -204,7 +204,7 @@ class OpMeter(TorchDispatchMode):
 
     Attributes:
         device: where the operators run.
-        phase: part of the name of each group, to be changed as time goes on.
+        phase: part of the name of each group, to be changed over time.
         groups: what was seen, by kind and phase.
     """
 
@@ -266,7 +266,7 @@ GROUPS = {
 
 
 def moves_nothing(func: Any) -> bool:
-    """Whether an operator makes views or new memory alone, or only asks."""
+    """Whether an operator only makes views or new memory, or only asks."""
     return func.is_view or str(func).startswith(MOVES_NOTHING)
 
 

@@ -36,7 +36,7 @@ class Settings:
     Attributes:
         makers: of the models, by name; the yardstick among them.
         sizes: height and width of images in pixels.
-        growth_sizes: likewise, for the growth of time with the image.
+        growth_sizes: height and width in pixels, for the growth of time with the image.
         batch: images at once.
         runs: counted runs of each candidate.
         device: where everything runs.

@@ -11,9 +11,8 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from mmfocal.export import BackboneGraph, write_onnx
+from mmfocal.export import BackboneGraph, write_int8, write_onnx
 from mmfocal.export.parity import compare, onnx_session
-from mmfocal.export.quantisation import write_int8
 
 from .cases import ParityError, focal_tiny
 from .measure import Spread, interleaved, ratios

@@ -1,0 +1,92 @@
+"""Arguments that several tools share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from mmengine.config import DictAction
+
+Options = TypeVar('Options')
+
+
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """A parser that shows a tool's docstring with the lines that it has."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The config, and the option that changes its values."""
+    parser.add_argument('config', help='path, or name of a config of this repository')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='change values of the config: a.b=1 c.0.d="[(1, 2)]"',
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, untrained: str | None = None) -> None:
+    """The checkpoint of a config's model.
+
+    Args:
+        parser: gets the argument.
+        untrained: what ``none`` in its place means; None if it means nothing.
+    """
+    parser.add_argument(
+        'checkpoint',
+        help='path, URL, or work folder of a run: its best or newest checkpoint'
+        + (f'; "none" for {untrained}' if untrained else ''),
+    )
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """How the processes of a run were started; :func:`parse_distributed` reads the rest."""
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch's old launcher gives one of the two, torchrun sets the environment itself.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def parse_distributed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments; the rank among them goes where mmengine looks for it."""
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+def options_of(kind: Callable[..., Options], args: argparse.Namespace) -> Options:
+    """A dataclass of options, filled from arguments of the same names."""
+    values: dict[str, Any] = vars(args)
+    return kind(**{each.name: values[each.name] for each in fields(kind)})
+
+
+def number_or_text(text: str) -> float | str:
+    """Type of an option that takes a number or one of some words."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def natural(text: str) -> int:
+    """Type of an option that takes a number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'expected a whole number from 1, got {text!r}')
+    return int(text)
+
+
+def share(text: str) -> float:
+    """Type of an option that takes a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f'expected a number from 0 to 1, got {text!r}')
+    return number

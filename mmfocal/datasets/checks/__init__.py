@@ -1,0 +1,36 @@
+"""One checker of data: finds what is wrong with a data set before a run does.
+
+:func:`check_data` and :func:`check_contents` walk the data sets of a config; :func:`check_coco`
+and :func:`check_segmentation` look through one of them, and add to a :class:`Report`. The quick
+version reads every annotation, looks whether every image is there, and reads the headers of a
+sample; the deep version decodes every image. :func:`install_sample_errors` is for training.
+"""
+
+from .coco import CocoContent, CocoData, check_coco, read_coco
+from .config import BadDataError, MissingDataError, check_contents, check_data
+from .images import Entry, leaves_folder, read_image, unfit_pixels, why_unreadable
+from .report import Counts, Report
+from .samples import SampleError, install_sample_errors
+from .segmentation import SegmentationData, check_segmentation
+
+__all__ = [
+    'BadDataError',
+    'CocoContent',
+    'CocoData',
+    'Counts',
+    'Entry',
+    'MissingDataError',
+    'Report',
+    'SampleError',
+    'SegmentationData',
+    'check_coco',
+    'check_contents',
+    'check_data',
+    'check_segmentation',
+    'install_sample_errors',
+    'leaves_folder',
+    'read_coco',
+    'read_image',
+    'unfit_pixels',
+    'why_unreadable',
+]

@@ -1,0 +1,145 @@
+"""Data sets of a config, which are asked themselves: by the classes that mmengine will build."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, DefaultScope
+from mmengine.utils import import_modules_from_strings
+
+from mmfocal.utils.config import is_third_party, type_name
+from mmfocal.utils.errors import UserError
+
+# The classes whose files the checker knows, by package and name, and the methods that read them.
+KNOWN = ('mmdet.CocoDataset', 'mmseg.BaseSegDataset')
+READERS = ('load_data_list', 'parse_data_info')
+# Our data sets of drawn shapes.
+DRAWN = ('ShapesDataset', 'ShapesSegDataset', 'ShapesClsDataset')
+
+
+class UnknownDatasetError(Exception):
+    """A data set cannot be asked, or reads files in another way; the message follows its name."""
+
+
+class DatasetConfig:
+    """A data set in a config.
+
+    Args:
+        cfg: the config.
+        key: of the data set in it, such as ``'train_dataloader.dataset'``.
+        settings: what the config says there.
+
+    Attributes:
+        name: of its class, without scope or module.
+        is_third_party: whether the class is none of OpenMMLab's or ours.
+    """
+
+    def __init__(self, cfg: Config, key: str, settings: dict) -> None:
+        self.key, self.settings = key, settings
+        self._scope = settings.get('_scope_') or cfg.get('default_scope') or 'mmengine'
+        kind = settings.get('type', '')
+        self._class = self._find_class(kind)
+        self.name = type_name(self._class or kind)
+        self.is_third_party = is_third_party(self._class or kind)
+
+    def _find_class(self, kind: Any) -> type | None:
+        self._why_unknown = 'is not registered'
+        if isinstance(kind, str):
+            try:
+                with DATASETS.switch_scope_and_registry(self._scope) as registry:
+                    kind = registry.get(kind)
+            except Exception as error:  # imports of packages may raise anything
+                self._why_unknown = f'cannot be imported ({type(error).__name__}: {error})'
+        return kind if inspect.isclass(kind) else None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it makes its files on first use."""
+        return self.name in DRAWN and not self.is_third_party
+
+    def build(self) -> BaseDataset:
+        """The data set without annotations and transforms: with paths, metainfo and suffixes.
+
+        Raises:
+            UnknownDatasetError: there is no such class, or it cannot be built in this way.
+        """
+        if self._class is None:
+            raise UnknownDatasetError(self._why_unknown)
+        if not issubclass(self._class, BaseDataset):
+            raise UnknownDatasetError('does not derive from BaseDataset of mmengine')
+        settings = copy.deepcopy(dict(self.settings)) | dict(pipeline=[], lazy_init=True)
+        for key in ('type', '_scope_'):
+            settings.pop(key, None)
+        try:
+            with DefaultScope.overwrite_default_scope(self._scope):
+                return self._class(**settings)
+        except Exception as error:  # classes of others may raise anything
+            raise UnknownDatasetError(
+                f'cannot be built ({type(error).__name__}: {error})'
+            ) from error
+
+    def paths(self) -> list[str]:
+        """Absolute paths of the annotation file and the folders that it reads."""
+        try:
+            values, below = vars(self.build()), ''  # joined by mmengine
+        except UnknownDatasetError:
+            values, below = self.settings, self.settings.get('data_root') or ''
+        root, prefixes = values.get('data_root') or '', values.get('data_prefix') or {}
+        prefixes = prefixes.values() if isinstance(prefixes, Mapping) else [prefixes]
+        parts = [part for part in (values.get('ann_file'), *prefixes) if part]
+        parts = [os.path.join(below, part) for part in parts if isinstance(part, str)]
+        # An empty prefix means the root, which is there where a part of it is.
+        parts = [part for part in parts if os.path.normpath(part) != os.path.normpath(root)]
+        return [os.path.abspath(part) for part in parts or [root] if part and '://' not in part]
+
+
+def known_base(kind: type) -> str:
+    """The class that reads the files of a data set: ``'CocoDataset'`` or ``'BaseSegDataset'``.
+
+    Raises:
+        UnknownDatasetError: another one does.
+    """
+    for base in kind.__mro__:
+        is_known = f'{base.__module__.partition(".")[0]}.{base.__name__}' in KNOWN
+        if is_known and all(getattr(kind, name) is getattr(base, name) for name in READERS):
+            return base.__name__
+    raise UnknownDatasetError('is read in a way of its own')
+
+
+def find_datasets(cfg: Config, split: str) -> Iterator[DatasetConfig]:
+    """Data sets of a split that read files from disk, also those inside of wrappers."""
+    loader = cfg.get(f'{split}_dataloader')
+    if loader is not None:
+        yield from _inner(cfg, f'{split}_dataloader.dataset', loader['dataset'])
+
+
+def _inner(cfg: Config, key: str, settings: dict) -> Iterator[DatasetConfig]:
+    if 'dataset' in settings:
+        yield from _inner(cfg, f'{key}.dataset', settings['dataset'])
+    elif 'datasets' in settings:
+        for i, inner in enumerate(settings['datasets']):
+            yield from _inner(cfg, f'{key}.datasets.{i}', inner)
+    elif not settings.get('backend_args'):  # else its paths are those of another storage
+        dataset = DatasetConfig(cfg, key, settings)
+        if not dataset.is_drawn:
+            yield dataset
+
+
+def import_custom_modules(cfg: Config) -> None:
+    """Imports what a config names for its own classes, as a run does.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        import_modules_from_strings(**(cfg.get('custom_imports') or dict(imports=[])))
+    except ImportError as error:
+        raise UserError(
+            f'custom_imports of the config: {error} ({error.__context__ or "no reason is given"}).'
+        ) from error
