@@ -46,6 +46,7 @@ from mmfocal.datasets.checks import (
     leaves_folder,
     read_image,
 )
+from mmfocal.engine import load_checkpoint_file
 from mmfocal.engine.hooks.non_finite import NonFiniteError, NonFiniteHook
 from mmfocal.utils.errors import UserError
 
@@ -1038,7 +1039,7 @@ def test_first_layer_that_is_not_finite_is_named(tmp_path):
     assert 'is score (Logarithm): 1 of 1 values of float32; the layer before it, head, ' in text
     assert 'Files of the batch: 3.jpg.' in text
     (kept,) = tmp_path.glob('*.pth')
-    weights = torch.load(kept, weights_only=False)['state_dict']
+    weights = load_checkpoint_file(kept)['state_dict']
     assert kept.name == 'iter_2.pth' and all(x.isfinite().all() for x in weights.values())
 
 

@@ -12,10 +12,9 @@ from mmengine.config import Config
 from mmengine.dist import init_dist, sync_random_seed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
-from mmengine.utils import import_modules_from_strings
 
 from mmfocal.utils.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
-from mmfocal.utils.config import is_third_party, type_name
+from mmfocal.utils.config import import_custom_modules, is_third_party, type_name
 from mmfocal.utils.errors import UserError, is_first_process
 from mmfocal.weights.safe_loading import load_checkpoint_file
 
@@ -399,10 +398,9 @@ def import_packages(cfg: Config) -> None:
         for family in families:
             if problem := import_problem(f'{family}.models'):
                 raise ImportError(str(problem))
-        if 'custom_imports' in cfg:
-            import_modules_from_strings(**cfg.custom_imports)
     except ImportError as error:
         raise UserError(str(error)) from error
+    import_custom_modules(cfg)
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -14,6 +14,7 @@ from pycocotools import mask as rle
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.predictions import (
     Colour,
+    class_name,
     draw_classes,
     draw_instances,
     draw_label_map,
@@ -65,7 +66,7 @@ class Task(ABC):
 
     def name(self, label: int) -> str:
         """Of a class; its number where the checkpoint has too few names."""
-        return self.classes[label] if label < len(self.classes) else f'class {label}'
+        return class_name(self.classes, label)
 
 
 class Detection(Task):

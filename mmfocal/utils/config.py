@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
+
+from .errors import UserError
+
 SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmfocal')
 
 
@@ -38,3 +43,17 @@ def is_third_party(config: Any) -> bool:
     where = kind if isinstance(kind, str) else f'{getattr(kind, "__module__", "mmengine")}.'
     scope, dot, _ = where.partition('.')
     return bool(dot) and scope not in SCOPES
+
+
+def import_custom_modules(cfg: Config) -> None:
+    """Imports what a config names for its own classes, as a run does.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        import_modules_from_strings(**(cfg.get('custom_imports') or dict(imports=[])))
+    except ImportError as error:
+        raise UserError(
+            f'custom_imports of the config: {error} ({error.__context__ or "no reason is given"}).'
+        ) from error

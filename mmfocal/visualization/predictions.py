@@ -110,7 +110,7 @@ def draw_instances(
     if not labels:
         shown.label_names = [''] * len(classes)
     else:
-        shown.label_names = instances.get('label_names') or [_name(names, i) for i in classes]
+        shown.label_names = instances.get('label_names') or [class_name(names, i) for i in classes]
         if 'scores' in instances:
             shown.scores = instances.scores
     sample = BaseDataElement(gt_instances=shown)  # as predictions they need scores
@@ -219,11 +219,12 @@ def draw_classes(
     all_scores[list(labels)] = torch.tensor(scores)
     sample = DataSample().set_pred_label(list(labels)).set_pred_score(all_scores)
     visualizer, _ = _visualizer('mmpretrain')
-    classes = [_name(names, label) for label in range(len(all_scores))]
+    classes = [class_name(names, label) for label in range(len(all_scores))]
     return visualizer.visualize_cls(image[..., ::-1], sample, classes)[..., ::-1].copy()
 
 
-def _name(names: Sequence[str], label: int) -> str:
+def class_name(names: Sequence[str], label: int) -> str:
+    """Of a class; its number where there are too few names."""
     return names[label] if label < len(names) else f'class {label}'
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmfocal.utils.config import type_name
+from mmfocal.utils.config import import_custom_modules, type_name
 from mmfocal.utils.errors import UserError
 
 from ..published import DATASETS
@@ -20,7 +20,6 @@ from .dataset import (
     DatasetConfig,
     UnknownDatasetError,
     find_datasets,
-    import_custom_modules,
     known_base,
 )
 from .images import Entry

@@ -11,10 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
-from mmengine.utils import import_modules_from_strings
 
 from mmfocal.utils.config import is_third_party, type_name
-from mmfocal.utils.errors import UserError
 
 # The classes whose files the checker knows, by package and name, and the methods that read them.
 KNOWN = ('mmdet.CocoDataset', 'mmseg.BaseSegDataset')
@@ -129,17 +127,3 @@ def _inner(cfg: Config, key: str, settings: dict) -> Iterator[DatasetConfig]:
         dataset = DatasetConfig(cfg, key, settings)
         if not dataset.is_drawn:
             yield dataset
-
-
-def import_custom_modules(cfg: Config) -> None:
-    """Imports what a config names for its own classes, as a run does.
-
-    Raises:
-        UserError: it cannot be imported.
-    """
-    try:
-        import_modules_from_strings(**(cfg.get('custom_imports') or dict(imports=[])))
-    except ImportError as error:
-        raise UserError(
-            f'custom_imports of the config: {error} ({error.__context__ or "no reason is given"}).'
-        ) from error
