@@ -39,7 +39,7 @@ def test_checkpoints_are_written_whole(kind):
     cfg = Config(dict(default_hooks=dict(checkpoint=dict(type=kind, interval=3)), train_cfg={}))
     settings.set_reliability(cfg)
     assert cfg.default_hooks.checkpoint == dict(
-        type='CheckpointHook', interval=3, backend_args=dict(backend='atomic')
+        type='BestCheckpointHook', interval=3, backend_args=dict(backend='atomic')
     )
 
 
@@ -55,7 +55,7 @@ def test_checkpoints_are_written_whole(kind):
 def test_other_storage_is_left_alone_and_two_checkpoints_are_kept(given, expected):
     cfg = Config(dict(default_hooks=dict(checkpoint=given), train_cfg={}, work_dir='a'))
     settings.set_reliability(cfg)
-    assert cfg.default_hooks.checkpoint == dict(expected, type='CheckpointHook')
+    assert cfg.default_hooks.checkpoint == dict(expected, type='BestCheckpointHook')
 
 
 @in_all_forms(IterBasedTrainLoop)

@@ -87,7 +87,7 @@ def test_job_of_a_dead_process_ends_and_others_resume_it(folder, one):
             env=environment(),
         )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-        assert f'had 2 processes, this one has {run.processes}' in done.stdout
+        assert f'number of processes (2, now {run.processes})' in done.stdout
         assert 'Iter(train) [5/6]' in done.stdout and 'Iter(train) [4/6]' not in done.stdout
         # The same images in a step, so the same run but for rounding.
         found = load_checkpoint_file(resumed / 'iter_6.pth')

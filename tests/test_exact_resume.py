@@ -22,12 +22,15 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from mmfocal.engine import install_safe_loading, settings
 from mmfocal.engine.checkpoints import AtomicBackend, latest_valid
+from mmfocal.engine.hooks.run_state import RunStateHook
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import written_atomically
 from mmfocal.weights.safe_loading import load_checkpoint_file
@@ -142,7 +145,14 @@ def train(cfg, resume=False):
     settings.set_resume(cfg, 'auto' if resume else None)
     settings.set_reliability(cfg)
     install_safe_loading()
-    settings.build_runner(cfg).train()
+    runner = settings.build_runner(cfg)
+    try:
+        runner.train()
+    finally:
+        for hook in runner.hooks:
+            if isinstance(hook, RunStateHook):
+                hook.stop_listening()
+    return runner
 
 
 def final(work_dir):
@@ -152,8 +162,9 @@ def final(work_dir):
     checkpoint = load_checkpoint_file(path)
     for info in (checkpoint['meta'], checkpoint['message_hub']['runtime_info']):
         assert 'train_dataloader = ' in info['cfg']  # in that of resumed runs too
-    history = checkpoint['message_hub']['log_scalars']['train/loss']._log_history
+    history = checkpoint['mmfocal_log_history']['train/loss']['values']
     found = {'iterations': checkpoint['meta']['iter'], 'losses': history.tolist()}
+    found |= flat('hooks', checkpoint['mmfocal_run']['hooks'])
     for part in ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers'):
         found |= flat(part, checkpoint[part])
     return found
@@ -222,28 +233,130 @@ def test_gradients_that_wait_for_a_step_survive(tmp_path):
     assert_equal(final(tmp_path / 'killed'), final(tmp_path / 'whole'))
 
 
-@pytest.mark.parametrize('when, name', [('train', 'iter_7.pth'), ('val', 'iter_10.pth')])
-def test_request_to_end_saves_between_checkpoints(tmp_path, whole, when, name):
-    @HOOKS.register_module(force=True)
-    class Preempted(Hook):
-        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            if (when, runner.iter) == ('train', 6):
-                os.kill(os.getpid(), signal.SIGTERM)
+@HOOKS.register_module()
+class Preempted(Hook):
+    """Asks the run to end as a cluster does."""
 
-        def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            if (when, runner.iter) == ('val', 10):
-                os.kill(os.getpid(), signal.SIGTERM)
+    def __init__(self, when, number, signal):
+        self.moment, self.signal = (when, number), signal
 
-    cfg = config(tmp_path, True, 2)
-    cfg.custom_hooks.append(dict(type='Preempted'))
-    before = signal.getsignal(signal.SIGTERM)
+    def _maybe(self, *moment):
+        if moment == self.moment:
+            os.kill(os.getpid(), self.signal)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self._maybe('train', runner.iter)
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self._maybe('val', runner.iter)
+
+
+def train_until_asked_to_end(cfg, when, number, by=signal.SIGTERM):
+    cfg.custom_hooks.append(dict(type='Preempted', when=when, number=number, signal=by))
     with pytest.raises(SystemExit) as ended:
         train(cfg)
-    signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 143
+
+
+@pytest.mark.parametrize('by', [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    'when, number, name', [('train', 6, 'iter_7.pth'), ('val', 10, 'iter_10.pth')]
+)
+def test_request_to_end_saves_between_checkpoints(tmp_path, whole, when, number, name, by):
+    train_until_asked_to_end(config(tmp_path, True, 2), when, number, by)
     assert latest_valid(tmp_path)[0].name == name  # epochs have 5 iterations
     train(config(tmp_path, True, 2), resume=True)
     assert_equal(final(tmp_path), whole[True])
+    assert not (tmp_path / name).exists()  # later ones are there
+
+
+def test_regular_checkpoint_stays_though_the_run_was_asked_to_end_at_it(tmp_path):
+    train_until_asked_to_end(config(tmp_path, False), 'train', 3)
+    train(config(tmp_path, False), resume=True)
+    assert (tmp_path / 'iter_4.pth').is_file()
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
+def test_forked_children_die_of_signals(number):
+    """As those of ``multiprocessing.Pool`` in a metric have to."""
+    hook, before = RunStateHook(), signal.getsignal(number)
+    hook.before_run(runner=None)
+    try:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(0.2)
+        os.kill(child, number)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -number
+        assert not hook.asked_to_end and signal.getsignal(number) == hook._ask
+    finally:
+        hook.stop_listening()
+    assert signal.getsignal(number) == before
+
+
+def counting(cfg):
+    """With what counts validations: the best score, and those since it."""
+    cfg.default_hooks.checkpoint.update(save_best='score', rule='greater')
+    stopping = dict(type='EarlyStoppingHook', monitor='score', rule='greater', patience=2)
+    cfg.custom_hooks += [stopping, dict(type='Counting')]
+    return cfg
+
+
+@HOOKS.register_module()
+class Counting(Hook):
+    """Counts validations, and says so in the way that is documented."""
+
+    count = 0
+
+    def after_val_epoch(self, runner, metrics=None):
+        self.count += 1
+
+    def state_dict(self):
+        return dict(count=np.int64(self.count))
+
+    def load_state_dict(self, state):
+        self.count = state['count']
+
+
+@pytest.mark.parametrize('interval', [4, 5])
+@pytest.mark.parametrize('killer', [('val', 8), ('train', 9), ('train', 13), ('val', 16)])
+def test_counts_of_hooks_are_resumed(tmp_path, monkeypatch, killer, interval):
+    """So training ends where it would have, and keeps the same best checkpoint."""
+    scores = {3: 1.0, 7: 3.0, 11: 2.0, 15: 2.0, 19: 2.0}
+    monkeypatch.setattr(
+        ToyMetric,
+        'compute_metrics',
+        lambda *_: dict(score=scores[MessageHub.get_current_instance().get_info('iter')]),
+    )
+    options = {'train_cfg.val_interval': 4, 'default_hooks.checkpoint.interval': interval}
+    train(counting(config(tmp_path / 'whole', False, **options)))
+    with pytest.raises(Killed):
+        train(counting(config(tmp_path / 'killed', False, killer=killer, **options)))
+    train(counting(config(tmp_path / 'killed', False, **options)), resume=True)
+    whole, killed = (
+        sorted(path.name for path in (tmp_path / folder).glob('*.pth'))
+        for folder in ('whole', 'killed')
+    )
+    assert killed == whole and 'best_score_iter_8.pth' in whole and 'iter_20.pth' not in whole
+    got, want = (final(tmp_path / folder) for folder in ('killed', 'whole'))
+    assert (want['hooks.Counting 0.count'], want['hooks.EarlyStoppingHook 0.best_score']) == (3, 3)
+    assert_equal(got, want)
+
+
+@pytest.mark.parametrize('how', [shutil.move, shutil.copytree])
+def test_best_checkpoint_is_replaced_in_its_own_folder(tmp_path, monkeypatch, how):
+    scores = iter(range(10))
+    monkeypatch.setattr(ToyMetric, 'compute_metrics', lambda *_: dict(score=next(scores)))
+    with pytest.raises(Killed):
+        train(counting(config(tmp_path / 'run', False, killer=('train', 9))))
+    other = tmp_path / 'other'
+    how(tmp_path / 'run', other)
+    assert (other / 'best_score_iter_6.pth').is_file()
+    train(counting(config(other, False)), resume=True)
+    assert [path.name for path in other.glob('best_*')] == ['best_score_iter_20.pth']
+    if how is shutil.copytree:
+        assert (tmp_path / 'run/best_score_iter_6.pth').is_file()
 
 
 def with_validation_loss(cfg):
@@ -262,16 +375,14 @@ def test_losses_on_the_validation_set_change_nothing(tmp_path, whole, by_epoch, 
         return forward(self, *args, mode=mode, **kwargs)
 
     monkeypatch.setattr(ToyModel, 'forward', terminated)
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         train(with_validation_loss(config(tmp_path, by_epoch)))
-    signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 143
     assert latest_valid(tmp_path)[0].name == ('iter_10.pth' if by_epoch else 'iter_6.pth')
     train(with_validation_loss(config(tmp_path, by_epoch)), resume=True)
     assert_equal(final(tmp_path), whole[by_epoch])
     checkpoint = load_checkpoint_file(latest_valid(tmp_path)[0])
-    assert 'val/val/loss' in checkpoint['message_hub']['log_scalars']
+    assert 'val/val/loss' in checkpoint['mmfocal_log_history']
 
 
 WITH_WORKERS = """
@@ -450,14 +561,61 @@ def test_best_checkpoint_is_kept_until_the_next_is_written(tmp_path, monkeypatch
 # --- What is compared -----------------------------------------------------------------------
 
 
-def test_other_data_is_told(killed, monkeypatch, caplog):
-    monkeypatch.setattr(NoisyDataset, 'load_data_list', lambda self: [dict(number=0)] * 30)
-    cfg = config(killed, False)
-    train(cfg, resume=True)
-    log = next(killed.glob('*/*.log')).read_text() + ''.join(
-        path.read_text() for path in killed.glob('*/*.log')
+CHANGES = {
+    'samples': {},
+    'batch size': {'train_dataloader.batch_size': 2},
+    'seed': {'randomness.seed': 6},
+    'accumulated batches': {'optim_wrapper.accumulative_counts': 2},
+}
+
+
+@pytest.mark.parametrize('samples', [5, 30])
+@pytest.mark.parametrize('change', CHANGES)
+def test_what_changes_the_order_of_data_is_told(tmp_path, monkeypatch, change, samples):
+    """And the epochs that are left are whole ones."""
+    with pytest.raises(Killed):
+        train(config(tmp_path, True, killer=('train', 12)))
+    if change == 'samples':
+        monkeypatch.setattr(NoisyDataset, 'load_data_list', lambda self: [{}] * samples)
+    seen = []
+    monkeypatch.setattr(
+        Killer,
+        'before_train_iter',
+        lambda self, runner, batch_idx, data_batch=None: seen.append((runner.epoch, batch_idx)),
+        raising=False,
     )
-    assert 'had 5 batches of each process' in log and 'this one has 10' in log
+    train(config(tmp_path, True, killer=('never', 0), **CHANGES[change]), resume=True)
+    batches = -(
+        -(samples if change == 'samples' else SAMPLES) // (2 if 'size' in change else BATCH)
+    )
+    assert seen == [(epoch, batch) for epoch in (2, 3) for batch in range(batches)]
+    log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert f'had other {"number of " if change == "samples" else ""}{change} (' in log
+
+
+@DATASETS.register_module()
+class Stream(IterableDataset):
+    """Samples without numbers."""
+
+    metainfo: ClassVar = dict(classes=('a',))
+
+    def __iter__(self):
+        return iter([dict(inputs=torch.full((4,), float(i)), number=i) for i in range(SAMPLES)])
+
+    def __len__(self):
+        return SAMPLES
+
+
+@pytest.mark.parametrize('by_epoch, last', [(True, 'epoch_4.pth'), (False, 'iter_20.pth')])
+def test_data_without_numbers_is_named_and_resumed(tmp_path, by_epoch, last):
+    loader = dict(batch_size=BATCH, num_workers=0, dataset=dict(type='Stream'), sampler=None)
+    first, resumed = (config(tmp_path, by_epoch) for _ in range(2))
+    first.train_dataloader = resumed.train_dataloader = loader
+    train_until_asked_to_end(first, 'train', 11)
+    train(resumed, resume=True)
+    assert (tmp_path / last).is_file()
+    log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
+    assert 'Stream: the samples of this run cannot be repeated exactly' in log
 
 
 def test_loops_of_others_are_left_alone(tmp_path):
@@ -473,13 +631,3 @@ def test_empty_data_is_told(tmp_path, monkeypatch):
     cfg.train_dataloader.update(sampler=dict(type='DefaultSampler', shuffle=True), drop_last=True)
     with pytest.raises(UserError, match='gives no batch'):
         train(cfg)
-
-
-def test_real_runs_are_killed_and_end_equal():
-    """A short version of the script, which kills sixty runs."""
-    command = [sys.executable, '-m', 'tools.dev.kill_and_resume', '--aimed', '2', '--random', '1']
-    root = Path(__file__).parents[1]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=root)
-    assert result.returncode == 0, result.stdout + result.stderr
-    rows = result.stdout.splitlines()[2:]
-    assert len(rows) == 3 and all(row.endswith('| yes |') for row in rows)

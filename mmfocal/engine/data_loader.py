@@ -2,120 +2,112 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from .randomness import derived_seed, seeded
+from .randomness import derived_seed, iterate_seeded, seeded
 
 
-class SeededIndex(int):
-    """Index of a sample that carries the seed of its augmentation.
+class SeededIndex(NamedTuple):
+    """Index of a sample, of any kind, and the seed of the sample's augmentation."""
 
-    Args:
-        index: place in the data set.
-        seed: see :func:`~mmfocal.engine.randomness.derived_seed`.
-    """
-
-    def __new__(cls, index: int, seed: int) -> SeededIndex:
-        self = super().__new__(cls, index)
-        self.seed = seed
-        return self
-
-    def __getnewargs__(self) -> tuple[int, int]:  # on its way to a worker
-        return int(self), self.seed
+    index: Any
+    seed: int
 
 
 class SeededDataset(Dataset):
-    """A data set whose random numbers follow from the index; all else is that of ``dataset``."""
+    """What workers read: a data set whose random numbers follow from the index.
+
+    All else is that of the data set, for functions that prepare workers.
+    """
 
     def __init__(self, dataset: Any) -> None:
-        self.__dict__['dataset'] = dataset
+        self.dataset = dataset
 
-    def __getitem__(self, index: int) -> Any:
-        if not isinstance(index, SeededIndex):
-            return self.dataset[index]
+    def __getitem__(self, index: SeededIndex) -> Any:
         with seeded(index.seed):
-            return self.dataset[int(index)]
+            return self.dataset[index.index]
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or 'dataset' not in self.__dict__:
+        if name.startswith('__') or 'dataset' not in vars(self):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Hooks switch pipelines by setting them.
-        setattr(self.dataset, name, value)
 
+class SeededOrder:
+    """Indices in the order of a loader, with seeds, from any batch on.
 
-class SeededBatchSampler(Sampler):
-    """Batches of another batch sampler, with seeds, from any batch on.
+    What samplers draw from the global generators follows from the seed as well.
 
     Args:
-        batches: iterable of lists of indices, such as PyTorch's ``BatchSampler`` or mmdet's
-            ``AspectRatioBatchSampler``; its other attributes are those of this sampler, too.
+        indices: what the loader iterates over: lists of indices, such as PyTorch's
+            ``BatchSampler`` or mmdet's ``AspectRatioBatchSampler``, or single ones.
+        in_batches: whether they are lists.
         seed: of the run.
         rank: of the process, whose samples differ from those of others.
+
+    Attributes:
+        pass_number: passes over the data before the next one.
+        skip: batches that are left out.
     """
 
-    def __init__(self, batches: Any, seed: int, rank: int) -> None:
-        self.batches, self.seed, self.rank = batches, seed, rank
+    def __init__(self, indices: Iterable, in_batches: bool, seed: int, rank: int) -> None:
+        self.indices, self.in_batches, self.seed, self.rank = indices, in_batches, seed, rank
         self.pass_number = self.skip = 0
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[SeededIndex | list[SeededIndex]]:
         pass_number, position = self.pass_number, 0
-        for batch in self.batches:
-            begin, position = position, position + len(batch)
+        # The same in all processes, which share out one order; no other stream ends with 2.
+        order_seed = derived_seed(self.seed, pass_number, 0, 0, 2)
+        for item in iterate_seeded(self.indices, order_seed):
+            indices = item if self.in_batches else [item]
+            begin, position = position, position + len(indices)
             if self.skip > 0:
                 self.skip -= 1
                 continue
-            yield [
+            batch = [
                 SeededIndex(index, derived_seed(self.seed, self.rank, pass_number, begin + i))
-                for i, index in enumerate(batch)
+                for i, index in enumerate(indices)
             ]
+            yield batch if self.in_batches else batch[0]
 
     def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith('__') or 'batches' not in self.__dict__:
-            raise AttributeError(name)
-        return getattr(self.batches, name)
+        return len(self.indices)
 
 
 class ResumableDataLoader(DataLoader):
     """Does what another loader does, from any batch on, with samples that follow from the seed.
 
-    Nothing is loaded for batches that are skipped. Workers start with the first batch that is
-    asked for, and are prepared by :func:`prepare_workers`.
+    To everybody else it is that loader, with its data set, samplers and settings. Nothing is
+    loaded for batches that are skipped. Workers start with the first batch that is asked for, and
+    are prepared by :func:`prepare_workers`.
 
     Args:
-        loader: the loader to be like.
+        loader: the loader to be like, see :meth:`fits`.
         seed: of the run.
         rank: of the process.
-
-    Raises:
-        TypeError: a loader without batches of indices, such as one of an iterable data set.
     """
 
     def __init__(self, loader: DataLoader, seed: int, rank: int) -> None:
-        if loader.batch_sampler is None:
-            raise TypeError('the data loader has no batches of indices')
-        vars(self).update(
-            vars(loader),
-            dataset=SeededDataset(loader.dataset),
-            batch_sampler=SeededBatchSampler(loader.batch_sampler, seed, rank),
-        )
+        vars(self).update(vars(loader))
+        self.order = SeededOrder(loader._index_sampler, loader._auto_collation, seed, rank)
         self.batches: Any = None  # that are being taken
         prepare_workers(self)
+
+    @staticmethod
+    def fits(loader: Any) -> bool:
+        """Whether a loader is one of PyTorch's that reads its data set by indices."""
+        return type(loader) is DataLoader and not isinstance(loader.dataset, IterableDataset)
 
     def begin(self, pass_number: int, skip: int | None = None) -> None:
         """Sets where the next iteration begins.
@@ -124,12 +116,23 @@ class ResumableDataLoader(DataLoader):
             pass_number: passes over the data before it; the order and the samples depend on it.
             skip: batches to leave out; None for what an earlier call has left over.
         """
-        batches = self.batch_sampler
-        batches.pass_number = pass_number
+        self.order.pass_number = pass_number
         if skip is not None:
-            batches.skip = skip
-        if hasattr(batches, 'sampler') and hasattr(batches.sampler, 'set_epoch'):
-            batches.sampler.set_epoch(pass_number)
+            self.order.skip = skip
+        inner = getattr(self.batch_sampler, 'sampler', None)
+        for sampler in (self.sampler, self.batch_sampler, inner):
+            if hasattr(sampler, 'set_epoch'):
+                sampler.set_epoch(pass_number)
+
+    @property
+    def _index_sampler(self) -> SeededOrder:
+        """What PyTorch iterates over in the place of the sampler."""
+        return self.order
+
+    def _get_iterator(self) -> Any:
+        view = copy.copy(self)
+        vars(view)['dataset'] = SeededDataset(self.dataset)
+        return super(ResumableDataLoader, view)._get_iterator()
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: IterBasedTrainLoop asks for an iterator long before a batch.
@@ -154,6 +157,7 @@ def prepare_workers(loader: DataLoader) -> None:
 
 def _begin_worker(worker_init_fn: Callable[[int], None] | None, main: int, worker_id: int) -> None:
     if hasattr(signal, 'sigtimedwait'):  # Linux
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_with, args=(os.getppid(), main), daemon=True).start()
     if worker_init_fn is not None:

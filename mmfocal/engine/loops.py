@@ -7,7 +7,7 @@ mmengine's own repeat the epoch (EpochBasedTrainLoop) or load all data of the pa
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 from mmengine.dist import get_rank
@@ -21,8 +21,10 @@ from mmfocal.utils.errors import UserError
 from .data_loader import ResumableDataLoader
 from .randomness import derived_seed, seed_generators
 
+VALIDATED = 'last_validation'  # what begins with val, train or test is logged
 
-class _Resumable:
+
+class ResumableLoop:
     """What both loops share.
 
     Args:
@@ -40,15 +42,20 @@ class _Resumable:
             dataloader = runner.build_dataloader(
                 dataloader, seed=runner.seed, diff_rank_seed=diff_rank_seed
             )
-        loader = ResumableDataLoader(dataloader, runner.seed, get_rank())
-        super().__init__(runner, loader, *args, **kwargs)
+        if ResumableDataLoader.fits(dataloader):
+            dataloader = ResumableDataLoader(dataloader, runner.seed, get_rank())
+        super().__init__(runner, dataloader, *args, **kwargs)
 
     def run(self) -> nn.Module:
         """Trains, and ends the workers."""
         try:
-            return super().run()
+            self.runner.call_hook('before_train')
+            self._train()
+            self.runner.call_hook('after_train')
         finally:
-            self.dataloader.stop()
+            if isinstance(self.dataloader, ResumableDataLoader):
+                self.dataloader.stop()
+        return self.runner.model
 
     def run_iter(self, *args: Any) -> None:
         """One iteration, whose drop path, dropout and sampling follow from its number."""
@@ -56,61 +63,121 @@ class _Resumable:
         seed_generators(derived_seed(self.runner.seed, get_rank(), self._iter))
         super().run_iter(*args)
 
+    # --- Validation -------------------------------------------------------------------------
+
+    def _make_up_for_validation(self) -> None:
+        """Validates if that was due when the run was saved; now all hooks are ready for it."""
+        log = self.runner.message_hub
+        if self._iter > 0 and log.runtime_info.get(VALIDATED) != self._iter:
+            log.update_info('iter', self._iter - 1)  # as after the iteration that it was due after
+            self._validate('Validation was due when this run was saved, and is made up for.')
+
+    def _validate(self, note: str | None = None) -> None:
+        """Validates if it is time to."""
+        number, end = self._progress()
+        self._decide_current_val_interval()
+        is_time = number >= self.val_begin and (number % self.val_interval == 0 or number == end)
+        if self.runner.val_loop is not None and is_time:
+            if note:
+                self.runner.logger.info(note)
+            self.runner.val_loop.run()
+
 
 @LOOPS.register_module()
-class ResumableEpochBasedTrainLoop(_Resumable, EpochBasedTrainLoop):
+class ResumableEpochBasedTrainLoop(ResumableLoop, EpochBasedTrainLoop):
     """mmengine's loop by epochs, which can begin at any iteration."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._batches_done: int | None = None  # of the epoch that is resumed
+
+    def batches_done(self, epoch: int, iteration: int) -> int:
+        """How many batches of an epoch are done.
+
+        Args:
+            epoch: the current one, or the next.
+            iteration: how many there have been in all.
+        """
+        return iteration - self._begun if epoch == self._epoch else 0
+
+    def resume_epoch(self, batches_done: int) -> None:
+        """Sets how many batches of the current epoch are done, before it is resumed."""
+        self._batches_done = batches_done
 
     def run_epoch(self) -> None:
         """One epoch, or what is left of it."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        done = self._iter - self._epoch * len(self.dataloader)
-        self.dataloader.begin(self._epoch, skip=done)
-        for number, batch in enumerate(self.dataloader, start=done):
+        done = self._iter - self._begun
+        for number, batch in enumerate(self._batches(done), start=done):
             self.run_iter(number, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
+        self._begun = self._iter
+
+    def _batches(self, done: int) -> Iterator[Any]:
+        if not isinstance(self.dataloader, ResumableDataLoader):
+            return islice(self.dataloader, done, None)
+        self.dataloader.begin(self._epoch, skip=done)
+        return iter(self.dataloader)
+
+    def _train(self) -> None:
+        done = self._batches_done
+        if done is None:  # mmengine saves at ends of epochs only, unless it is told otherwise
+            done = self._iter - self._epoch * len(self.dataloader)
+            done = done if 0 <= done <= len(self.dataloader) else 0
+        self._begun = self._iter - done  # the iteration with which this epoch began
+        if done == 0:
+            self._make_up_for_validation()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._validate()
+
+    def _progress(self) -> tuple[int, int]:
+        return self._epoch, self._max_epochs
 
 
 @LOOPS.register_module()
-class ResumableIterBasedTrainLoop(_Resumable, IterBasedTrainLoop):
+class ResumableIterBasedTrainLoop(ResumableLoop, IterBasedTrainLoop):
     """mmengine's loop by iterations, which loads nothing of the past again."""
 
-    def run(self) -> nn.Module:
-        """Trains."""
-        self.dataloader_iterator = _Batches(self.dataloader, self._iter)
-        return super().run()
+    def _train(self) -> None:
+        self.runner.call_hook('before_train_epoch')  # all iterations are one
+        self._make_up_for_validation()
+        self.dataloader_iterator = self._batches(self._iter)
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._validate()
+        self.runner.call_hook('after_train_epoch')
+
+    def _batches(self, done: int) -> Iterator[Any]:
+        batches = _endless(self.dataloader, done)
+        if isinstance(self.dataloader, ResumableDataLoader):
+            return batches
+        return islice(batches, done, None)
+
+    def _progress(self) -> tuple[int, int]:
+        return self._iter, self._max_iters
 
 
-class _Batches:
-    """Batches without end. mmengine's loop asks for those of the past first; they cost nothing."""
+def _endless(loader: DataLoader, past: int) -> Iterator[Any]:
+    """Batches of one pass over the data after the other.
 
-    def __init__(self, loader: ResumableDataLoader, past: int) -> None:
-        self.past, self.batches = past, _endless(loader, past)
-
-    def __next__(self) -> Any:
-        if self.past == 0:
-            return next(self.batches)
-        self.past -= 1
-        return None
-
-    def skip_iter(self, count: int) -> None:
-        """What OneDL's loop calls instead."""
-        self.past -= count
-
-
-def _endless(loader: ResumableDataLoader, past: int) -> Iterator[Any]:
-    """Batches of one pass over the data after the other, without those of the past."""
-    loader.begin(0, skip=past)
-    for passes in count(1):
-        left, is_empty = loader.batch_sampler.skip, True
+    Args:
+        loader: gives the batches of one pass.
+        past: the first batches, which are left out if the loader can do so.
+    """
+    is_resumable = isinstance(loader, ResumableDataLoader)
+    for passes in count():
+        if is_resumable:
+            loader.begin(passes, skip=past if passes == 0 else None)
+        left, is_empty = loader.order.skip if is_resumable else 0, True
         for batch in loader:
             is_empty = False
             yield batch
-        if is_empty and loader.batch_sampler.skip == left:
+        if is_empty and (not is_resumable or loader.order.skip == left):
             raise UserError(
                 'The training data gives no batch: it has fewer samples than one batch, or its '
                 'sampler has come to an end. Reduce train_dataloader.batch_size, or add samples.'
             )
-        loader.begin(passes)

@@ -8,7 +8,7 @@ the run's seed and the position only.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,3 +64,23 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         restore_generators(states)
+
+
+def iterate_seeded(items: Iterable, seed: int) -> Iterator:
+    """Items of an iterable that may draw from the generators, which follows from ``seed`` only.
+
+    Neither what others draw between two items nor what they draw themselves is changed.
+    """
+    with seeded(seed):
+        iterator, states = iter(items), generator_states()
+    while True:
+        others = generator_states()
+        restore_generators(states)
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        finally:
+            states = generator_states()
+            restore_generators(others)
+        yield item

@@ -218,8 +218,8 @@ def set_reliability(cfg: Config) -> str | None:
     hooks = cfg.setdefault('default_hooks', {})
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
     stock = checkpoint is not None and not is_third_party(checkpoint)
-    if stock and type_name(checkpoint) in ('', 'CheckpointHook'):
-        checkpoint = dict(checkpoint, type='CheckpointHook')
+    if stock and type_name(checkpoint) in ('', 'CheckpointHook', 'BestCheckpointHook'):
+        checkpoint = dict(checkpoint, type='BestCheckpointHook')
         if 0 < checkpoint.get('max_keep_ckpts', -1) < MIN_KEPT:
             checkpoint['max_keep_ckpts'] = MIN_KEPT
         is_local = '://' not in str(checkpoint.get('out_dir') or cfg.get('work_dir'))
@@ -228,6 +228,7 @@ def set_reliability(cfg: Config) -> str | None:
         hooks['checkpoint'] = checkpoint
     _add_hook(cfg, dict(type='RunStateHook'))
     _add_hook(cfg, dict(type='ProvenanceHook'))
+    _add_hook(cfg, dict(type='PlainCheckpointHook'))
 
     settings = cfg.train_cfg
     if 'type' not in settings:

@@ -5,25 +5,29 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size, is_main_process
-from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from torch import nn
+from torch.utils.data import DataLoader
 
 from mmfocal.utils.files import written_atomically
 
 from ..data_loader import prepare_workers
+from ..data_order import data_order, inexact_parts
+from ..loops import VALIDATED, ResumableEpochBasedTrainLoop
 from ..randomness import derived_seed, seed_generators
 
 KEY = 'mmfocal_run'
-VALIDATED = 'last_validation'  # what begins with val, train or test is logged
 # What clusters send before they end a job: most SIGTERM, SLURM what `--signal` says.
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name))
 EXIT_STATUS = 128 + 15  # as of a process that SIGTERM has ended
@@ -33,27 +37,40 @@ EXIT_STATUS = 128 + 15  # as of a process that SIGTERM has ended
 class RunStateHook(Hook):
     """Resumes a run where it was, and saves one that is asked to end.
 
-    Into each checkpoint it writes gradients that were accumulated and not yet used, and what the
-    run has to have in common with one that resumes it. Validation that was due when a run ended is
-    made up for. On SIGTERM or SIGUSR1 it saves a checkpoint after the current iteration, and ends
-    the process with status 143; a second signal ends it at once.
+    Into each checkpoint it writes where in an epoch it is, gradients that were accumulated and not
+    yet used, what other hooks have counted, and what determines the order of the data. On SIGTERM
+    or SIGUSR1 it saves a checkpoint after the current iteration, and ends the process with status
+    143; a second signal ends it at once.
+
+    Hooks that count are mmengine's ``EarlyStoppingHook``, and those that have ``state_dict()`` and
+    ``load_state_dict(state)``, which are called before ``before_train`` of a resumed run.
     """
 
     # After hooks that change the state of an iteration, before those that write it.
     priority = 85
 
     def __init__(self) -> None:
-        self.asked_to_end = False
+        self.asked_to_end = self._is_ending = False
         self.handlers: dict[int, Any] = {}
+        self._superseded: Path | None = None  # a checkpoint, by the next that is written
+        self._num_saved = 0
+        self._data_order: dict[str, Any] = {}
 
     def before_run(self, runner: Runner) -> None:
-        """Listens for signals."""
-        self.handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        """Listens for signals, which Python only lets the main thread do."""
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
     def after_train(self, runner: Runner) -> None:
         """Leaves signals to others again."""
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+        self.stop_listening()
+
+    def stop_listening(self) -> None:
+        """Gives signals back to who had them before."""
+        while self.handlers:
+            number, handler = self.handlers.popitem()
+            if signal.getsignal(number) == self._ask:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked_to_end:
@@ -64,44 +81,103 @@ class RunStateHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Adds what resuming needs, as plain tensors and numbers."""
+        meta, loop = checkpoint['meta'], runner.train_loop
         checkpoint[KEY] = dict(
-            world_size=get_world_size(),
-            num_batches=len(runner.train_dataloader),
+            order=self._order(runner),
             gradients=_pending_gradients(runner),
+            hooks=_states(runner),
+            is_extra=self._is_ending and not _saves_anyway(runner, meta['iter']),
         )
+        if isinstance(loop, ResumableEpochBasedTrainLoop):
+            done = loop.batches_done(meta['epoch'], meta['iter'])
+            checkpoint[KEY]['batches_done'] = done
+        if 'optimizer' in checkpoint:
+            self._remove_superseded()
+
+    def _order(self, runner: Runner) -> dict[str, Any]:
+        """What determines the order of the data, by the names under which users know it."""
+        wrapper = runner.optim_wrapper
+        self._data_order = self._data_order or data_order(runner.train_dataloader)
+        return {
+            'seed': runner.seed,
+            'number of processes': get_world_size(),
+            'accumulated batches': getattr(wrapper, '_accumulative_counts', 1),
+            **self._data_order,
+        }
+
+    def _remove_superseded(self) -> None:
+        """Removes the checkpoint of a request to end once a later one is there."""
+        self._num_saved += 1
+        if self._num_saved > 1 and self._superseded is not None and is_main_process():
+            self._superseded.unlink(missing_ok=True)
+            self._superseded = None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Takes it out again, and compares it with this run if that resumes the other."""
         state = checkpoint.pop(KEY, None)
-        if state is None or not runner._resume:
+        if not runner._resume:
             return
-        for name, here, text in (
-            ('world_size', get_world_size(), 'processes'),
-            (
-                'num_batches',
-                len(runner.train_dataloader),
-                'batches of each process in a pass over the data',
-            ),
-        ):
-            if state[name] != here:
-                runner.logger.warning(
-                    f'The run that is resumed had {state[name]} {text}, this one has {here}: it '
-                    'has the same weights, but will not continue exactly as that one would have. '
-                    'Iterations are counted as they are now.'
-                )
-        for name, parameter in _module(runner).named_parameters():
-            if name in state['gradients']:
-                parameter.grad = state['gradients'][name].to(parameter)
+        meta = checkpoint['meta']
+        here, there = self._order(runner), (state or {}).get('order', {})
+        there.setdefault('seed', meta.get('seed'))
+        differences = {n: v for n, v in here.items() if n in there and there[n] != v}
+        if differences:
+            told = [
+                name if name == 'files' else f'{name} ({there[name]}, now {value})'
+                for name, value in differences.items()
+            ]
+            runner.logger.warning(
+                f'The run that is resumed had other {", ".join(told)}: this one continues from '
+                'its weights, and counts iterations on, but not exactly as that one would have. '
+                'An epoch that it had begun begins anew.'
+            )
+        # Else mmengine would take the other seed for what is drawn from now on, and not for the
+        # order of the data, which it has made already.
+        meta['seed'] = runner.seed
+        if state is not None:
+            self._restore(runner, state, same_order=not differences)
+
+    def _restore(self, runner: Runner, state: dict, same_order: bool) -> None:
+        loop = runner.train_loop
+        if isinstance(loop, ResumableEpochBasedTrainLoop) and 'batches_done' in state:
+            loop.resume_epoch(state['batches_done'] if same_order else 0)
+        if same_order:
+            for name, parameter in _module(runner).named_parameters():
+                if name in state['gradients']:
+                    parameter.grad = state['gradients'][name].to(parameter)
+        _load_states(runner, state.get('hooks', {}))
+        source = Path(runner._load_from)
+        if state.get('is_extra') and source.parent == checkpoint_folder(runner):
+            self._superseded = source
 
     def before_train(self, runner: Runner) -> None:
-        """Validates if that was due when the run was saved."""
+        """Prepares the log, the workers of validation, and the search for the best checkpoint."""
         # What is said here is saved; texts of configs are not taken from files (safe_loading.py).
         runner.message_hub.update_info('cfg', runner.cfg.pretty_text)
-        if runner.val_loop is not None:
+        if runner.val_loop is not None and isinstance(runner.val_loop.dataloader, DataLoader):
             prepare_workers(runner.val_loop.dataloader)
-        if runner.iter > 0 and _validation_is_due(runner):
-            runner.logger.info('Validation was due when this run was saved, and is made up for.')
-            runner.val_loop.run()
+        self._find_best_checkpoints(runner)
+        if names := inexact_parts(runner.train_dataloader):
+            runner.logger.warning(
+                f'{", ".join(names)}: the samples of this run cannot be repeated exactly, since '
+                'they depend on more than the seed and the position. If it is resumed, it will '
+                'not continue exactly as it would have.'
+            )
+
+    def _find_best_checkpoints(self, runner: Runner) -> None:
+        """Lets the log name those of this folder, which was moved or copied perhaps.
+
+        Another folder's best checkpoint would be deleted once there is a better one.
+        """
+        info, folder = runner.message_hub.runtime_info, checkpoint_folder(runner)
+        for key in [key for key in info if key.split('_')[:2] == ['best', 'ckpt']]:
+            path = Path(str(info[key]))
+            if path.parent.resolve() == folder.resolve():
+                continue
+            if (folder / path.name).is_file():
+                info[key] = str(folder / path.name)
+            else:
+                del info[key]
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Lets what validation draws, if anything, follow from the iteration as well."""
@@ -134,11 +210,46 @@ class RunStateHook(Hook):
         asked = torch.tensor(int(self.asked_to_end))
         if get_world_size() > 1:
             all_reduce(asked, 'max')  # the signal reaches processes at different iterations
-        return bool(asked)
+        # Not `asked_to_end`: this process may get its signal yet, as the first one.
+        self._is_ending = bool(asked)
+        return self._is_ending
+
+
+def _leave_signals_to_children() -> None:
+    """Gives signals back in a forked process, which nobody else could end by them."""
+    for number in SIGNALS:
+        while isinstance(
+            hook := getattr(signal.getsignal(number), '__self__', None), RunStateHook
+        ):
+            hook.stop_listening()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_leave_signals_to_children)
+
+
+def checkpoint_folder(runner: Runner) -> Path:
+    """Where the run writes its checkpoints."""
+    hook, work_dir = _checkpoint_hook(runner), Path(runner.work_dir)
+    folder = Path(getattr(hook, 'out_dir', None) or work_dir)
+    # The hook itself joins them before training.
+    return (
+        folder if folder == work_dir or hasattr(hook, 'file_backend') else folder / work_dir.name
+    )
+
+
+def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
+    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+
+
+def _saves_anyway(runner: Runner, iteration: int) -> bool:
+    """Whether the checkpoint after an iteration is one that the config asks for."""
+    hook = _checkpoint_hook(runner)
+    return hook is not None and not hook.by_epoch and iteration % max(1, hook.interval) == 0
 
 
 def _save_and_end(runner: Runner, iteration: int) -> None:
-    hook = next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+    hook = _checkpoint_hook(runner)
     out_dir = getattr(hook, 'out_dir', None) or runner.work_dir
     name = f'iter_{iteration}.pth'
     runner.save_checkpoint(
@@ -171,14 +282,33 @@ def _pending_gradients(runner: Runner) -> dict[str, torch.Tensor]:
     }
 
 
-def _validation_is_due(runner: Runner) -> bool:
-    loop = runner.train_loop
-    if runner.val_loop is None or runner.message_hub.runtime_info.get(VALIDATED) == loop.iter:
-        return False
-    number, end = loop.iter, loop.max_iters
-    if isinstance(loop, EpochBasedTrainLoop):
-        if loop.iter != loop.epoch * len(loop.dataloader):
-            return False
-        number, end = loop.epoch, loop.max_epochs
-    loop._decide_current_val_interval()
-    return number >= loop.val_begin and (number % loop.val_interval == 0 or number == end)
+def _hooks_by_name(runner: Runner) -> dict[str, Hook]:
+    """Hooks by class, and of several of a class by number."""
+    counts: Counter[str] = Counter()
+    found = {}
+    for hook in runner.hooks:
+        name = type(hook).__name__
+        found[f'{name} {counts[name]}'] = hook
+        counts[name] += 1
+    return found
+
+
+def _states(runner: Runner) -> dict[str, dict]:
+    """What hooks have counted."""
+    states = {}
+    for name, hook in _hooks_by_name(runner).items():
+        if isinstance(hook, EarlyStoppingHook):
+            states[name] = dict(wait_count=hook.wait_count, best_score=hook.best_score)
+        elif hasattr(hook, 'state_dict') and hasattr(hook, 'load_state_dict'):
+            states[name] = hook.state_dict()
+    return states
+
+
+def _load_states(runner: Runner, states: dict[str, dict]) -> None:
+    for name, hook in _hooks_by_name(runner).items():
+        if name not in states:
+            continue
+        if isinstance(hook, EarlyStoppingHook):
+            vars(hook).update(states[name])
+        else:
+            hook.load_state_dict(states[name])

@@ -43,8 +43,9 @@ class ValidationLossHook(Hook):
         dataloader: settings of the data loader, see :func:`loss_dataloader`.
     """
 
-    # Before EMAHook puts back the weights that are trained, and before losses are logged.
-    priority = 'ABOVE_NORMAL'
+    # Before EMAHook puts back the weights that are trained, and before metrics are logged: a run
+    # that is asked to end meanwhile validates again, and would log them twice.
+    priority = 'HIGHEST'
 
     def __init__(self, dataloader: dict) -> None:
         self.settings = dataloader
@@ -61,13 +62,10 @@ class ValidationLossHook(Hook):
             del scalars[name]
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Adds the losses to the metrics and the log."""
-        if not hasattr(self, 'loader'):
+        """Adds the losses to the metrics, which are logged."""
+        if not hasattr(self, 'loader') or metrics is None:
             return  # a validation without training
-        for name, value in self.mean_losses(runner).items():
-            runner.message_hub.update_scalar(f'val/{PREFIX}{name}', value)
-            if metrics is not None:
-                metrics[f'{PREFIX}{name}'] = value
+        metrics.update({f'{PREFIX}{name}': v for name, v in self.mean_losses(runner).items()})
 
     @torch.no_grad()
     def mean_losses(self, runner: Runner) -> dict[str, float]:
