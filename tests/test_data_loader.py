@@ -188,6 +188,7 @@ def test_order_depends_on_files_and_not_on_folders():
     def files(*args):
         return data_order(DataLoader(Files(*args)))['files']
 
+    assert data_order(DataLoader(Noisy()))['files'] is None
     assert files('abcdefghij') == files('abcdefghij', '/b') != files('abcdefghji')
     order = data_order(DataLoader(Noisy(), batch_size=5, shuffle=True))
     assert (order['number of samples'], order['batch size']) == (10, 5)

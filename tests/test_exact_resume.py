@@ -1,6 +1,7 @@
 """Runs that are interrupted anywhere end as if they had not been."""
 
 import errno
+import math
 import os
 import random
 import shutil
@@ -270,10 +271,12 @@ def test_request_to_end_saves_between_checkpoints(tmp_path, whole, when, number,
     assert not (tmp_path / name).exists()  # later ones are there
 
 
-def test_regular_checkpoint_stays_though_the_run_was_asked_to_end_at_it(tmp_path):
-    train_until_asked_to_end(config(tmp_path, False), 'train', 3)
-    train(config(tmp_path, False), resume=True)
-    assert (tmp_path / 'iter_4.pth').is_file()
+@pytest.mark.parametrize('interval', [4, -1])
+def test_checkpoint_of_a_request_stays_if_it_is_a_regular_one(tmp_path, interval):
+    options = {'default_hooks.checkpoint.interval': interval}
+    train_until_asked_to_end(config(tmp_path, False, **options), 'train', 3)
+    train(config(tmp_path, False, **options), resume=True)
+    assert (tmp_path / 'iter_4.pth').is_file() == (interval == 4)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])
@@ -561,22 +564,28 @@ def test_best_checkpoint_is_kept_until_the_next_is_written(tmp_path, monkeypatch
 # --- What is compared -----------------------------------------------------------------------
 
 
-CHANGES = {
-    'samples': {},
-    'batch size': {'train_dataloader.batch_size': 2},
-    'seed': {'randomness.seed': 6},
-    'accumulated batches': {'optim_wrapper.accumulative_counts': 2},
-}
-
-
-@pytest.mark.parametrize('samples', [5, 30])
-@pytest.mark.parametrize('change', CHANGES)
-def test_what_changes_the_order_of_data_is_told(tmp_path, monkeypatch, change, samples):
-    """And the epochs that are left are whole ones."""
-    with pytest.raises(Killed):
-        train(config(tmp_path, True, killer=('train', 12)))
-    if change == 'samples':
-        monkeypatch.setattr(NoisyDataset, 'load_data_list', lambda self: [{}] * samples)
+@pytest.mark.parametrize(
+    'change, samples, batch, told',
+    [
+        ({}, 5, BATCH, 'number of samples (14, now 5)'),
+        ({}, 30, BATCH, 'number of samples (14, now 30)'),
+        ({'train_dataloader.batch_size': 2}, SAMPLES, 2, 'batch size (3, now 2)'),
+        ({'randomness.seed': 6}, SAMPLES, BATCH, 'seed (5, now 6)'),
+        ({'optim_wrapper.accumulative_counts': 2}, SAMPLES, BATCH, 'accumulated batches (1, now'),
+    ],
+)
+@pytest.mark.parametrize('in_epoch', [False, True])
+def test_what_changes_the_order_of_data_is_told(
+    tmp_path, monkeypatch, change, samples, batch, told, in_epoch
+):
+    """And an epoch that had begun, and those that follow, are whole ones."""
+    if in_epoch:
+        train_until_asked_to_end(config(tmp_path, True), 'train', 11)
+    else:
+        with pytest.raises(Killed):
+            train(config(tmp_path, True, killer=('train', 12)))
+    assert latest_valid(tmp_path)[0].name == ('iter_12.pth' if in_epoch else 'epoch_2.pth')
+    monkeypatch.setattr(NoisyDataset, 'load_data_list', lambda self: [{}] * samples)
     seen = []
     monkeypatch.setattr(
         Killer,
@@ -584,13 +593,13 @@ def test_what_changes_the_order_of_data_is_told(tmp_path, monkeypatch, change, s
         lambda self, runner, batch_idx, data_batch=None: seen.append((runner.epoch, batch_idx)),
         raising=False,
     )
-    train(config(tmp_path, True, killer=('never', 0), **CHANGES[change]), resume=True)
-    batches = -(
-        -(samples if change == 'samples' else SAMPLES) // (2 if 'size' in change else BATCH)
-    )
-    assert seen == [(epoch, batch) for epoch in (2, 3) for batch in range(batches)]
+    train(config(tmp_path, True, killer=('never', 0), **change), resume=True)
+    batches = range(math.ceil(samples / batch))
+    assert seen == [(epoch, number) for epoch in (2, 3) for number in batches]
     log = ''.join(path.read_text() for path in tmp_path.glob('*/*.log'))
-    assert f'had other {"number of " if change == "samples" else ""}{change} (' in log
+    assert told in log
+    # The second epoch was validated only where it was in the midst of the third.
+    assert log.count('is made up for') == (not in_epoch)
 
 
 @DATASETS.register_module()

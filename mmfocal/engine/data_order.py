@@ -38,27 +38,29 @@ def _length(items: Any) -> int | None:
         return None
 
 
-def _digest(dataset: Any) -> str:
-    """Of the names of a data set's images in their order."""
+def _digest(dataset: Any) -> str | None:
+    """Of the names of a data set's images in their order; None where a name is not known."""
     length = _length(dataset) or 0
     digest = hashlib.sha256()
     for index in range(0, length, max(1, length // MAX_COMPARED)):
-        digest.update(f'{_image_name(dataset, index)}\n'.encode(errors='replace'))
+        name = _image_name(dataset, index)
+        if name is None:
+            return None
+        digest.update(f'{name}\n'.encode(errors='replace'))
     return digest.hexdigest()[:12]
 
 
-def _image_name(dataset: Any, index: int) -> str:
-    """Name of the file of a sample, without folders, which may be moved; empty if unknown."""
+def _image_name(dataset: Any, index: int) -> str | None:
+    """Name of the file of a sample, without folders, which may be moved."""
     while not hasattr(dataset, 'get_data_info') and hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     try:
         info = dataset.get_data_info(index)
-        path = (info['images'][0] if info.get('images') else info)[
-            'img_path'
-        ]  # of a video, or not
-        return os.path.basename(path)
-    except Exception:  # third-party data sets may raise anything
-        return ''
+        if info.get('images'):  # of a video
+            info = info['images'][0]
+        return os.path.basename(info['img_path'])
+    except Exception:  # third-party data sets may raise anything, and need not have names
+        return None
 
 
 def inexact_parts(loader: Any) -> list[str]:

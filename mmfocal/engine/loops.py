@@ -89,7 +89,14 @@ class ResumableEpochBasedTrainLoop(ResumableLoop, EpochBasedTrainLoop):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._begun: int | None = None  # the iteration with which the current epoch began
         self._batches_done: int | None = None  # of the epoch that is resumed
+        self._begins_anew = False  # though some were done
+
+    @property
+    def max_iters(self) -> int:
+        """Iterations in all: those so far, and of the epochs that are left."""
+        return self._epoch_begin() + (self._max_epochs - self._epoch) * len(self.dataloader)
 
     def batches_done(self, epoch: int, iteration: int) -> int:
         """How many batches of an epoch are done.
@@ -98,11 +105,26 @@ class ResumableEpochBasedTrainLoop(ResumableLoop, EpochBasedTrainLoop):
             epoch: the current one, or the next.
             iteration: how many there have been in all.
         """
-        return iteration - self._begun if epoch == self._epoch else 0
+        return iteration - self._epoch_begin() if epoch == self._epoch else 0
 
-    def resume_epoch(self, batches_done: int) -> None:
-        """Sets how many batches of the current epoch are done, before it is resumed."""
-        self._batches_done = batches_done
+    def resume_epoch(self, batches_done: int, same_order: bool) -> None:
+        """Sets how the current epoch continues, before it is resumed.
+
+        Args:
+            batches_done: how many of its batches are done.
+            same_order: whether they come as they did; if not, the epoch begins anew.
+        """
+        self._batches_done = batches_done if same_order else 0
+        self._begins_anew = batches_done > 0 and not same_order
+
+    def _epoch_begin(self) -> int:
+        if self._begun is not None:
+            return self._begun
+        done = self._batches_done
+        if done is None:  # mmengine saves at ends of epochs only, unless it is told otherwise
+            done = self._iter - self._epoch * len(self.dataloader)
+            done = done if 0 <= done <= len(self.dataloader) else 0
+        return self._iter - done
 
     def run_epoch(self) -> None:
         """One epoch, or what is left of it."""
@@ -122,12 +144,8 @@ class ResumableEpochBasedTrainLoop(ResumableLoop, EpochBasedTrainLoop):
         return iter(self.dataloader)
 
     def _train(self) -> None:
-        done = self._batches_done
-        if done is None:  # mmengine saves at ends of epochs only, unless it is told otherwise
-            done = self._iter - self._epoch * len(self.dataloader)
-            done = done if 0 <= done <= len(self.dataloader) else 0
-        self._begun = self._iter - done  # the iteration with which this epoch began
-        if done == 0:
+        self._begun = self._epoch_begin()
+        if self._iter == self._begun and not self._begins_anew:
             self._make_up_for_validation()
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()

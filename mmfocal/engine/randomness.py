@@ -67,9 +67,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def iterate_seeded(items: Iterable, seed: int) -> Iterator:
-    """Items of an iterable that may draw from the generators, which follows from ``seed`` only.
+    """Items of an iterable, whose draws from the global generators follow from ``seed`` only.
 
-    Neither what others draw between two items nor what they draw themselves is changed.
+    What others draw from them, between two items, is not changed.
     """
     with seeded(seed):
         iterator, states = iter(items), generator_states()

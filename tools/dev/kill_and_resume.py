@@ -667,7 +667,8 @@ def main() -> int:
     if args.cases is not None:
         cases = spread(cases, args.cases, args.seed)
     import_everything()
-    print('Training runs that were killed and resumed, by `tools/dev/kill_and_resume.py`:')
+    print('# Runs that were killed and resumed\n')
+    print('By `tools/dev/kill_and_resume.py`, which says what is compared. Made with')
     print(', '.join(f'{name} {value}' for name, value in machine(torch.device('cpu')).items()))
     with tempfile.TemporaryDirectory() as folder:
         runs = Runs(Path(folder), args.seconds)

@@ -63,6 +63,7 @@ class RunStateHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Leaves signals to others again."""
+        self._remove_superseded()
         self.stop_listening()
 
     def stop_listening(self) -> None:
@@ -93,6 +94,7 @@ class RunStateHook(Hook):
             checkpoint[KEY]['batches_done'] = done
         if 'optimizer' in checkpoint:
             self._remove_superseded()
+            self._num_saved += 1
 
     def _order(self, runner: Runner) -> dict[str, Any]:
         """What determines the order of the data, by the names under which users know it."""
@@ -107,8 +109,7 @@ class RunStateHook(Hook):
 
     def _remove_superseded(self) -> None:
         """Removes the checkpoint of a request to end once a later one is there."""
-        self._num_saved += 1
-        if self._num_saved > 1 and self._superseded is not None and is_main_process():
+        if self._num_saved > 0 and self._superseded is not None and is_main_process():
             self._superseded.unlink(missing_ok=True)
             self._superseded = None
 
@@ -120,7 +121,11 @@ class RunStateHook(Hook):
         meta = checkpoint['meta']
         here, there = self._order(runner), (state or {}).get('order', {})
         there.setdefault('seed', meta.get('seed'))
-        differences = {n: v for n, v in here.items() if n in there and there[n] != v}
+        differences = {
+            name: value
+            for name, value in here.items()
+            if None not in (value, there.get(name)) and there[name] != value
+        }
         if differences:
             told = [
                 name if name == 'files' else f'{name} ({there[name]}, now {value})'
@@ -140,7 +145,7 @@ class RunStateHook(Hook):
     def _restore(self, runner: Runner, state: dict, same_order: bool) -> None:
         loop = runner.train_loop
         if isinstance(loop, ResumableEpochBasedTrainLoop) and 'batches_done' in state:
-            loop.resume_epoch(state['batches_done'] if same_order else 0)
+            loop.resume_epoch(state['batches_done'], same_order)
         if same_order:
             for name, parameter in _module(runner).named_parameters():
                 if name in state['gradients']:
@@ -245,7 +250,9 @@ def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
 def _saves_anyway(runner: Runner, iteration: int) -> bool:
     """Whether the checkpoint after an iteration is one that the config asks for."""
     hook = _checkpoint_hook(runner)
-    return hook is not None and not hook.by_epoch and iteration % max(1, hook.interval) == 0
+    if hook is None or hook.by_epoch or hook.interval < 1:
+        return False
+    return iteration % hook.interval == 0
 
 
 def _save_and_end(runner: Runner, iteration: int) -> None:
