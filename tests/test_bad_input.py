@@ -11,9 +11,11 @@ import math
 import os
 import random
 import re
+import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -33,6 +35,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmseg.datasets import BaseSegDataset
 from PIL import Image, ImageOps
+from test_files import pipe
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -287,6 +290,20 @@ def floating() -> None:
     Image.fromarray(np.full(SIZE[::-1], 0.5, np.float32)).save('data/images/1.tiff')
 
 
+def vast(folder: str = 'images', width: int = 20_000, height: int = 20_000) -> None:
+    """A PNG of few bytes whose header promises many pixels."""
+    header = b'IHDR' + struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
+    chunks = b'\x89PNG\r\n\x1a\n'
+    for chunk in (header, b'IDAT' + zlib.compress(bytes(100)), b'IEND'):
+        chunks += struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    Path('data', folder, '1.png').write_bytes(chunks)
+
+
+def piped(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
+    pipe(path)
+
+
 CROWD = dict(counts=[0, 5, 3067], size=[48, 64])
 
 ERRORS = (
@@ -374,6 +391,12 @@ ERRORS = (
         deep=True,
     ),
     Case(
+        'TIFF cut off (`--deep`)',
+        other_form('1.tiff', lambda: write_image('1.tiff') or cut('1.tiff', 0.9)),
+        'data/images/1.tiff: is cut off',
+        deep=True,
+    ),
+    Case(
         'PNG without a header',
         other_form('1.png', lambda: write_image('1.png') or damage('1.png', 0.0, start=8)),
         'data/images/1.png: is damaged: it begins as an image',
@@ -388,6 +411,17 @@ ERRORS = (
         file(lambda: write_image('1.jpg', **turned(6))),
         'turns it to 48x64 .*boxes would be misplaced',
     ),
+    Case(
+        'more pixels than are decoded',
+        other_form('1.png', vast),
+        'has 20000x20000 .* OPENCV_IO_MAX_IMAGE_PIXELS=400000000 .* annotations say 64x48',
+    ),
+    Case(
+        'a line of pixels',
+        other_form('1.png', lambda: vast(height=3)),
+        'has 20000x3 .* none is more than 5,000 times',
+    ),
+    Case('named pipe', file(lambda: piped('data/images/1.jpg')), '1.jpg: is a named pipe'),
     Case('1x4000 pixels', resized(1, 4000), 'would have a side of 0 pixels'),
     Case('floating point pixels', other_form('1.tiff', floating), 'floating point numbers'),
     Case(
@@ -426,6 +460,10 @@ SEG_ERRORS = (
     Case('no images', dict, 'lists no images', dict(img_suffix='.webp')),
     Case('label map that is missing', lambda: Path('data/labels/1.png').unlink(), 'is missing'),
     Case('label map cut off', lambda: os.truncate('data/labels/1.png', 50), 'is cut off'),
+    Case('label map of too many pixels', lambda: vast('labels'), 'labels/1.png: has 20000x20000'),
+    Case(
+        'label map that is a named pipe', lambda: piped('data/labels/1.png'), '1.png: is a named p'
+    ),
     Case('label map of another size', lambda: label_map('1.png', 1, (32, 48)), 'has 32x48 pixels'),
     Case(
         'label outside the classes',
@@ -470,6 +508,63 @@ def test_odd_data_is_noted(case):
 def test_broken_label_maps_are_refused(case):
     lines = seen(case, segments=True)
     assert lines[0].startswith('error: ') and re.search(case.expected, lines[0]), lines
+
+
+def test_annotations_that_would_block_or_fill_the_memory_are_not_read(monkeypatch):
+    with in_empty_folder():
+        write_coco()
+        size = Path('data/train.json').stat().st_size
+        monkeypatch.setattr(checks.coco, '_memory', lambda: 3 * size)
+        assert 'GB of JSON' in report(coco_config())[0]
+        monkeypatch.setattr(checks.coco, '_memory', lambda: None)
+        assert 'no errors' in report(coco_config())[-1]
+        piped('data/train.json')
+        assert report(coco_config())[0].startswith('error: data/train.json: is a named pipe')
+    monkeypatch.undo()
+    assert checks.coco._memory() > 1e8
+
+
+def test_names_of_classes_are_not_read_from_what_blocks():
+    with in_empty_folder():
+        write_coco()
+        piped('names')
+        with pytest.raises(UserError, match="classes='names' is a named pipe"):
+            check_contents(coco_config(metainfo=dict(classes='names')), ('train',))
+        Path('names').unlink()
+        Path('names').write_text('cat\ndog\n')
+        assert 'no errors' in report(coco_config(metainfo=dict(classes='names')))[-1]
+
+
+def test_the_limit_of_pixels_is_raised_as_it_says(monkeypatch):
+    with in_empty_folder():
+        write_coco(other_form('1.png', vast))
+        name, value = re.search(r'(\w+)=(\d+) in the env', report(coco_config())[0]).groups()
+        monkeypatch.setenv(name, value)
+        # What is next: the size, which the annotations do not have.
+        assert 'has 20000x20000 pixels (width x height), its ann' in report(coco_config())[0]
+        monkeypatch.setenv(name, str(int(value) - 1))
+        assert 'more than the 399,999,999 that' in report(coco_config())[0]
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg', 'gif', 'tiff', 'webp', 'bmp', 'ppm'])
+def test_images_of_all_kinds_are_measured_before_they_are_decoded(suffix, tmp_path, monkeypatch):
+    path = str(tmp_path / f'1.{suffix}')
+    Image.new('RGB', SIZE).save(path)
+    monkeypatch.setattr(checks.images, 'MAX_PIXELS', 64 * 48)
+    assert read_image(path, deep=True).pixels.shape[:2] == (48, 64)
+    monkeypatch.setattr(checks.images, 'MAX_PIXELS', 64 * 48 - 1)
+    monkeypatch.setattr(Image.Image, 'load', lambda self: pytest.fail('decoded'))
+    for read in (checks.refuse_large, lambda path: read_image(path, deep=True)):
+        with pytest.raises(ValueError, match=r'has 64x48 pixels .*, more than the 3,071'):
+            read(path)
+
+
+def test_postscript_is_no_image():
+    with in_empty_folder():
+        write_image('1.eps')
+        os.rename('data/images/1.eps', 'data/images/1.jpg')
+        with pytest.raises(ValueError, match=r'is no image; it begins with .*PS-Adobe'):
+            read_image('data/images/1.jpg', deep=True)
 
 
 def test_good_data_passes_in_one_line():
@@ -769,6 +864,27 @@ def test_tools_refuse_bad_data_without_a_trace(monkeypatch, capsys):
         assert 'Data check: train 4 images (4 opened)' in text
 
 
+def test_tools_neither_wait_for_nor_replace_what_is_no_file(monkeypatch, capsys):
+    with in_empty_folder():
+        write_coco()
+        write_config()
+        piped('pipe')
+        Path('file').touch()
+        for tool, *arguments in (
+            ('train.py', 'config.py', '--work-dir', 'file'),
+            ('test.py', 'config.py', 'none.pth', '--work-dir', 'file'),
+            ('train.py', 'config.py', '--no-data-check', '--resume', 'pipe'),
+            ('train.py', 'pipe'),
+            ('new_config.py', 'data', '--train-json', 'pipe', '--val-json', 'pipe'),
+            ('show_keys.py', 'pipe'),
+            ('show_keys.py', 'file/keys.png'),
+            ('convert_checkpoint.py', 'pipe', 'out.pth'),
+        ):
+            status, text = run_tool(monkeypatch, capsys, tool, *arguments)
+            assert status == 2 and 'Traceback' not in text, text
+            assert re.search('pipe|file', text), text
+
+
 # --- Samples that fail in the middle of training --------------------------------------------
 
 
@@ -794,6 +910,8 @@ SAMPLES = (
     Case('image that vanished', removed, 'data/images/1.jpg: is missing'),
     Case('JPEG cut off', file(lambda: cut('1.jpg', 0.6)), '1.jpg: is cut off or damaged'),
     Case('text named .jpg', raw('1.jpg', b'<html>'), '1.jpg: is no image'),
+    Case('more pixels than are decoded', other_form('1.png', vast), '1.png: has 20000x20000'),
+    Case('named pipe', file(lambda: piped('data/images/1.jpg')), '1.jpg: is a named pipe'),
     Case(
         '1x4000 pixels',
         file(lambda: write_image('1.jpg', size=(1, 4000))),
@@ -815,6 +933,31 @@ def sample_error(case: Case) -> str:
 def test_bad_samples_are_named(named_errors, case):
     named_errors()
     assert re.search(case.expected, sample_error(case))
+
+
+def test_samples_that_would_block_or_fill_the_memory_are_not_loaded(named_errors):
+    named_errors()
+    with in_empty_folder():
+        for change, reason in (
+            (other_form('1.png', vast), 'has 20000x20000'),
+            (file(lambda: piped('data/images/1.jpg')), 'is a named pipe'),
+        ):
+            write_coco(change)
+            dataset = build(coco_config())
+            dataset.pipeline = lambda info: pytest.fail('loaded')
+            with pytest.raises(SampleError, match=reason):
+                dataset[0]
+        Path('data/images/1.jpg').unlink()
+        # Files of a kind of their own are left to the loader that a config has for them.
+        write_coco(raw('1.jpg', b'numbers'))
+        dataset = build(coco_config())
+        dataset.pipeline = lambda info: info['img_path']
+        assert dataset[0] == 'data/images/1.jpg'
+        write_seg(lambda: vast('labels'))
+        dataset = build(seg_config())
+        dataset.pipeline = lambda info: pytest.fail('loaded')
+        with pytest.raises(SampleError, match=r'labels/1\.png: has 20000x20000'):
+            dataset[0]
 
 
 def test_bad_label_maps_are_named(named_errors):
@@ -1009,15 +1152,24 @@ def batches(bad_at: int = 3, value: float = -1.0) -> DataLoader:
     return DataLoader(samples, batch_size=1, collate_fn=pseudo_collate)
 
 
-def train(folder: Path, model: BaseModel, wrapper: OptimWrapper | None = None, **bad: Any) -> None:
+def train(
+    folder: Path,
+    model: BaseModel,
+    wrapper: OptimWrapper | None = None,
+    epochs: int | None = None,
+    **bad: Any,
+) -> None:
+    loop = dict(by_epoch=True, max_epochs=epochs) if epochs else dict(by_epoch=False, max_iters=5)
     runner = Runner(
         model=model,
         work_dir=str(folder),
         train_dataloader=batches(**bad),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=5),
+        train_cfg=loop,
         optim_wrapper=wrapper or OptimWrapper(torch.optim.SGD(model.parameters(), lr=1e-3)),
         default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False, max_keep_ckpts=1)
+            checkpoint=dict(
+                type='CheckpointHook', interval=1, by_epoch=bool(epochs), max_keep_ckpts=1
+            )
         ),
         experiment_name=f'{folder.name}_{len(list(folder.glob("*")))}',
         log_level='ERROR',
@@ -1062,6 +1214,20 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     text = stopped(tmp_path, Regressor(bad_gradient=True))
     assert 'in iteration 3: weights are not finite: backbone.patch_embed.proj.weight' in text
     assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_2.pth']
+
+
+def test_the_last_good_checkpoint_stays_when_an_epoch_ends_badly(tmp_path):
+    class TurnsBad(Regressor):
+        def train_step(self, data, optim_wrapper):
+            self.steps = getattr(self, 'steps', 0) + 1
+            if self.steps == 10:  # the last of the second epoch
+                self.bad_gradient = True
+                data['inputs'] = [-image for image in data['inputs']]
+            return super().train_step(data, optim_wrapper)
+
+    text = stopped(tmp_path, TurnsBad(), epochs=3, value=1.0)
+    assert 'weights are not finite: backbone.patch_embed.proj.weight' in text
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['epoch_1.pth']
 
 
 class SkippingWrapper(OptimWrapper):
@@ -1131,6 +1297,22 @@ def test_all_processes_stop_at_the_loss_of_one(tmp_path):
     assert 'is score (Logarithm)' in result.stderr, result.stderr[-3000:]
     assert result.stderr.count('Training stopped in iteration 3') == 1
     assert [path.name for path in (tmp_path / 'work').glob('*.pth')] == ['iter_2.pth']
+
+
+def test_a_bad_loss_of_another_process_stops_this_one(tmp_path, monkeypatch):
+    from mmfocal.engine.hooks import non_finite
+
+    flags = []
+
+    def all_reduce(flag, operation):
+        flags.append((flag.item(), operation))
+        if len(flags) == 3:
+            flag.fill_(1)
+
+    monkeypatch.setattr(non_finite, 'all_reduce', all_reduce)
+    monkeypatch.setattr(non_finite, 'all_gather_object', lambda mine: [mine, 'told by another'])
+    assert stopped(tmp_path, Regressor(), value=1.0) == 'told by another'
+    assert flags == [(0.0, 'max')] * 3
 
 
 def test_every_run_has_the_hook(tmp_path):

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.geometry import FocalGeometry
+from mmfocal.models.pooling import FocalPooling
 from mmfocal.ops import available_backends, why_not
 from mmfocal.weights.authors import authors_version, from_authors
 
@@ -257,6 +259,19 @@ def test_weights_of_the_second_version_need_its_number():
         from_authors(FAST, {'layers.0.blocks.0.attn.unknown': torch.zeros(1)}, version=2)
     with pytest.raises(ValueError, match=r'version must be one of \(1, 2\), got 3'):
         from_authors(FAST, {}, version=3)
+
+
+@pytest.mark.parametrize('method', ['fc', 'conv'])
+def test_pooling_weighs_rows_before_columns(method):
+    pool = FocalPooling(FocalGeometry(), level=1, method=method, embed_dims=2)
+    side = pool.geometry.sub_window_size(1)
+    weight = torch.arange(float(side * side))
+    with torch.no_grad():
+        pool.weight.copy_(weight.view(pool.weight.shape[1:]))  # of each channel
+    for row, column in ((1, 0), (0, 1), (side - 1, 2)):
+        window = torch.zeros(1, side, side, 2)
+        window[0, row, column] = 1
+        assert pool(window, grid=(1, 1)).flatten().tolist() == [row * side + column] * 2
 
 
 def print_table():

@@ -1,5 +1,6 @@
 """Which keys are the closest, where their columns of the bias stand, and the bias itself."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -262,6 +263,9 @@ def test_stored_coordinates_replace_the_computed_ones_on_their_map_alone():
 def test_bias_keeps_its_precision_under_autocast():
     geometry = ClosestGeometry()
     keys, module = geometry.keys(70, 90), CoordinatePositionBias(geometry, 3, 32)
-    expected = module(keys)
+    # Autocast leaves float64 alone, wherever it is switched on.
+    expected = copy.deepcopy(module).double()(keys)
+    plain = module(keys)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert torch.equal(module(keys), expected)
+        assert torch.equal(module(keys), plain)
+    torch.testing.assert_close(plain.double(), expected, rtol=1e-5, atol=1e-5)

@@ -6,10 +6,12 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
@@ -32,6 +34,7 @@ from torch.utils.data import IterableDataset
 from mmfocal.engine import install_safe_loading, settings
 from mmfocal.engine.checkpoints import AtomicBackend, latest_valid
 from mmfocal.engine.hooks.run_state import RunStateHook
+from mmfocal.engine.start import begun
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import written_atomically
 from mmfocal.weights.safe_loading import load_checkpoint_file
@@ -143,16 +146,16 @@ def config(work_dir, by_epoch, workers=0, killer=None, **options):
 
 
 def train(cfg, resume=False):
-    settings.set_resume(cfg, 'auto' if resume else None)
     settings.set_reliability(cfg)
     install_safe_loading()
-    runner = settings.build_runner(cfg)
-    try:
-        runner.train()
-    finally:
-        for hook in runner.hooks:
-            if isinstance(hook, RunStateHook):
-                hook.stop_listening()
+    with begun(cfg, 'auto' if resume else None) as start:
+        runner = settings.build_runner(cfg, start)
+        try:
+            runner.train()
+        finally:
+            for hook in runner.hooks:
+                if isinstance(hook, RunStateHook):
+                    hook.stop_listening()
     return runner
 
 
@@ -444,8 +447,13 @@ def cut_off(path):
 
 
 def flip_a_bit(path):
+    """In the last byte of the largest tensor; a bit between entries would mean nothing."""
+    with zipfile.ZipFile(path) as archive:
+        tensors = [entry for entry in archive.infolist() if '/data/' in entry.filename]
+        entry = max(tensors, key=lambda entry: entry.file_size)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    name, extra = struct.unpack_from('<2H', content, entry.header_offset + 26)
+    content[entry.header_offset + 30 + name + extra + entry.file_size - 1] ^= 1
     path.write_bytes(content)
 
 
@@ -482,20 +490,11 @@ def test_without_a_whole_checkpoint_nothing_is_begun_anew(killed):
         train(config(killed, False), resume=True)
 
 
-def test_new_run_moves_checkpoints_of_an_earlier_one_aside(killed):
-    before = {path.name: path.read_bytes() for path in killed.glob('*.pth')}
-    cfg = config(killed, False)
-    note = settings.set_resume(cfg, None)
-    (aside,) = killed.glob('earlier_*')
-    assert str(aside) in note
-    assert {path.name: path.read_bytes() for path in aside.glob('*.pth')} == before
-    assert not list(killed.glob('*.pth')) and settings.set_resume(cfg, 'auto') is not None
-
-
 def test_file_that_cannot_be_is_an_error_for_users(tmp_path):
     (tmp_path / 'file').touch()
     for path in (tmp_path / 'file/below.pth', tmp_path / ('long' * 100)):
-        with pytest.raises(UserError, match='could not be written'), written_atomically(path):
+        message = 'could not be written|can be no folder'
+        with pytest.raises(UserError, match=message), written_atomically(path):
             raise AssertionError('there is nothing to write to')
 
 

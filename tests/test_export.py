@@ -206,6 +206,13 @@ def test_tool_refuses_what_does_not_fit(options, message, tmp_path):
     assert 'Traceback' not in done.stderr
 
 
+def with_nan(outputs, number):
+    """Outputs of which one has a single NaN."""
+    outputs = [output.clone() for output in outputs]
+    outputs[number].view(-1)[-1] = torch.nan
+    return outputs
+
+
 def test_differences_beyond_rounding_are_found(tmp_path):
     model = small_detector(tmp_path, 'retinanet')
     graph = graph_of(model)
@@ -227,6 +234,9 @@ def test_differences_beyond_rounding_are_found(tmp_path):
         lambda *outputs: [output[:-10] for output in outputs],
     ):
         assert 'have no counterpart' in run_with(change)[-1]
+    for number in range(2):  # one value of some hundred
+        wrong = run_with(lambda *outputs, number=number: with_nan(outputs, number))
+        assert len(wrong) == 1 and wrong[0].startswith(f'{("boxes", "scores")[number]}: inf')
     graph.head.score_thr = model.test_cfg.score_thr = 1.0
     assert 'nothing was detected' in run_with(lambda *outputs: outputs)[-1]
 
@@ -264,6 +274,22 @@ def test_masks_are_pasted_as_mmdet_pastes_them():
     assert (ours != pasted.numpy()).mean() < 1e-4
 
 
+def test_nan_in_the_last_of_several_images_is_found():
+    model = small_backbone()
+    graph = BackboneGraph(model)
+    seen = []
+
+    def run(image):
+        seen.append(image)
+        with torch.no_grad():
+            outputs = graph(image)
+        return with_nan(outputs, 1) if len(seen) == 3 else outputs
+
+    sizes = [(1, 64, 64), (1, 32, 96), (2, 40, 40)]
+    wrong = compare(graph, model, run, sizes).beyond()
+    assert len(wrong) == 1 and wrong[0].startswith('stride8: inf')
+
+
 def test_what_cannot_be_exported_says_why(tmp_path):
     with pytest.raises(UserError, match='use_abs_pos_embed'):
         exportable(small_backbone(use_abs_pos_embed=True))
@@ -287,6 +313,9 @@ def test_exporting_leaves_the_model_as_it_is():
 
 def test_differences_see_shapes_values_and_what_is_no_number():
     assert relative_difference(np.array([1.0, 4.5]), torch.tensor([1.0, 5.0])) == 0.1
-    assert relative_difference(np.array([1.0, np.nan]), torch.tensor([1.0, 5.0])) == np.inf
+    for wrong in (np.nan, np.inf):
+        assert relative_difference(np.array([1.0, wrong]), torch.tensor([1.0, 5.0])) == np.inf
+        assert relative_difference(np.array([1.0, 5.0]), torch.tensor([1.0, wrong])) == np.inf
+        assert relative_difference(np.array([wrong]), torch.tensor([wrong])) == np.inf
     with pytest.raises(ValueError, match='got'):
         relative_difference(np.zeros(2), torch.zeros(3))

@@ -19,10 +19,12 @@ from mmengine.structures import BaseDataElement, InstanceData
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
+from test_files import listener, pipe
 from test_tools import run_tool
 
 import mmfocal
 from mmfocal import cli
+from mmfocal.datasets.checks import images as images_module
 from mmfocal.datasets.shapes import CLASSES, draw_scene
 from mmfocal.engine import install_safe_loading, load_config
 from mmfocal.engine.settings import import_packages
@@ -248,6 +250,10 @@ def break_images(folder):
     png = write_scene(folder / 'whole.png').read_bytes()
     (folder / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
     (folder / 'cut.png').write_bytes(png[: len(png) // 2])
+    for kind in ('bmp', 'gif', 'tiff', 'webp'):
+        path = folder / f'cut.{kind}'
+        Image.fromarray(scene(0)).save(path)
+        os.truncate(path, path.stat().st_size * 9 // 10)
     (folder / 'damaged.png').write_bytes(png[:200] + bytes(50) + png[250:])
     (folder / 'empty.jpg').touch()
     (folder / 'text.jpg').write_text('<html>404</html>')
@@ -256,6 +262,10 @@ def break_images(folder):
     return {
         'cut.jpg': 'cut off',
         'cut.png': 'cut off',
+        'cut.bmp': 'cut off',
+        'cut.gif': 'cut off',
+        'cut.tiff': 'cut off',
+        'cut.webp': 'cut off',
         'damaged.png': 'damaged',
         'empty.jpg': '0 bytes',
         'text.jpg': 'is no ',
@@ -275,8 +285,63 @@ def test_broken_files_are_skipped_with_reasons(tmp_path, detector):
     assert {Path(path).name for path, _ in skipped} == set(expected)
     for path, reason in skipped:
         assert expected[Path(path).name] in reason, (path, reason)
-    with pytest.raises(UnreadableError, match=r'cut\.jpg: is cut off'):
+    with pytest.raises(UnreadableError, match=r'cut\.bmp: is cut off'):
         list(detector(tmp_path))
+
+
+def test_inputs_that_would_block_or_fill_the_memory_are_skipped(tmp_path, detector, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # names of sockets are short
+    folder = Path('in')
+    write_scene(folder / 'a.jpg')
+    for name in ('pipe.mp4', 'pipe.jpg'):
+        pipe(folder / name)
+    listener(folder / 'socket.avi')
+    Path(folder / 'zero.png').symlink_to('/dev/zero')
+    Path(folder / 'full.mkv').symlink_to('/dev/full')
+    Path(folder / 'dangling.mov').symlink_to('nowhere')
+    Path(folder / 'circle.png').symlink_to('circle.png')
+    Path(folder / 'again').symlink_to('.')
+    (folder / 'folder.jpg').mkdir()
+    video = write_video(Path('video.avi'))
+    # FFmpeg waits for more of the first, and would take the second for 600 frames.
+    segment = f'#EXTINF:1,\n{video.resolve()}\n'
+    (folder / 'live.mp4').write_text(f'#EXTM3U\n#EXT-X-TARGETDURATION:9\n{segment}')
+    listed = f"file '{video.resolve()}'\n" * 100
+    (folder / 'list.mp4').write_text(f'ffconcat version 1.0\n{listed}')
+    # Without its limit of pixels, OpenCV would decode it.
+    Image.new('1', (20_000, 20_000)).save(folder / 'vast.png')
+    found = find_inputs(folder)
+    assert inputs_module.count_images(found) == 5  # images; none of the videos can be opened
+    skipped = []
+    assert [image.name for image, _ in detector(found, skipped=skipped)] == ['a.jpg']
+    reasons = {
+        'circle.png': 'Too many levels',
+        'dangling.mov': 'is a link to what is missing',
+        'full.mkv': 'is a device',
+        'list.mp4': 'is a list of other files',
+        'live.mp4': 'is a list of other files',
+        'pipe.jpg': 'is a named pipe',
+        'pipe.mp4': 'is a named pipe',
+        'socket.avi': 'is a socket',
+        'vast.png': 'has 20000x20000 pixels',
+        'zero.png': 'is a device',
+    }
+    assert [Path(path).name for path, _ in skipped] == sorted(reasons)
+    for path, reason in skipped:
+        assert reasons[Path(path).name] in reason, (path, reason)
+    for name in ('pipe.mp4', 'zero.png', 'vast.png'):
+        with pytest.raises(UnreadableError, match=rf'{name}: (is|has 20000x)'):
+            list(detector(folder / name))
+
+
+def test_frames_of_too_many_pixels_are_not_decoded(tmp_path, detector, monkeypatch):
+    video = write_video(tmp_path / 'a.avi')
+    monkeypatch.setattr(images_module, 'MAX_PIXELS', 64 * 48 - 1)
+    skipped = []
+    assert list(detector(video, skipped=skipped)) == []
+    assert 'has 64x48 pixels' in skipped[0].reason
+    monkeypatch.setattr(images_module, 'MAX_PIXELS', 64 * 48)
+    assert len(list(detector(video))) == 6
 
 
 def test_a_video_that_ends_early_gives_what_it_has(tmp_path, detector):

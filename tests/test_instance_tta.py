@@ -152,6 +152,26 @@ def test_views_of_a_scale_contribute_the_sizes_it_is_trusted_with(image, monkeyp
         tta.test_step(views(image, scales=[0.25, 0.5, 1.0]))
 
 
+def test_soft_suppression_over_views_lowers_scores():
+    from mmdet.structures import DetDataSample
+
+    nms = dict(type='soft_nms', iou_threshold=0.3, min_score=0.01)
+    tta = InstanceTTAModel(detector('retinanet'), dict(nms=nms, max_per_img=3))
+    views = []
+    # The boxes of both views overlap by 0.8 and are of one class; the last overlaps with none.
+    for boxes, scores in (
+        ([[0.0, 0, 100, 100]], [0.9]),
+        ([[0.0, 0, 100, 80], [200, 200, 250, 250]], [0.8, 0.3]),
+    ):
+        found = InstanceData(bboxes=tensor(boxes), scores=tensor(scores))
+        found.labels = torch.zeros(len(boxes), dtype=torch.int64)
+        views.append(DetDataSample(pred_instances=found))
+    (merged,) = tta.merge_preds([views])
+    merged = merged.pred_instances
+    torch.testing.assert_close(merged.scores, tensor([0.9, 0.3, 0.8 * (1 - 0.8)]))
+    assert merged.bboxes[:, 3].tolist() == [100, 250, 80]
+
+
 def test_no_object_in_any_view_is_no_object(image):
     model = detector('maskrcnn')
     model.roi_head.test_cfg.score_thr = 2.0

@@ -35,6 +35,19 @@ def test_fc_weighs_tokens_alike_in_all_channels():
     torch.testing.assert_close(out[0, 0], torch.tensor([[41.5, -40.5], [85.5, -84.5]]))
 
 
+@pytest.mark.parametrize('method', ['fc', 'conv'])
+def test_rows_and_columns_of_a_sub_window_are_told_apart(method):
+    # A map of 3 x 2 windows whose tokens hold row + 100 * column.
+    rows, columns = torch.meshgrid(torch.arange(12.0), torch.arange(8.0), indexing='ij')
+    x = (rows + 100 * columns)[None, ..., None]
+    weight = torch.zeros(4, 4)
+    weight[1, 2] = 1  # the token in the second row and the third column
+    shape = (1, 16) if method == 'fc' else (1, 1, 4, 4)
+    geometry = FocalGeometry(window_size=4, expand_size=0, focal_level=2)
+    out = pooled(method, x, geometry, weight=weight.view(shape))
+    torch.testing.assert_close(out[0, ..., 0], x[0, 1::4, 2::4, 0])
+
+
 def test_conv_weighs_tokens_channel_by_channel():
     weight = torch.zeros(2, 1, 2, 2)
     weight[0, 0, 0, 1], weight[1, 0, 1, 0] = 1, 2

@@ -243,7 +243,7 @@ def test_wrong_annotations_are_told(coco, change, expected):
     path.write_text(change(path.read_text()))
     assert expected in complaints('coco', coco)
     path.unlink()
-    assert f'{path}: cannot be read' in complaints('coco', coco)
+    assert f'{path}: is missing' in complaints('coco', coco)
 
 
 def test_wrong_label_maps_are_told(ade20k):

@@ -1,6 +1,8 @@
 """Third-party checkpoints: every layout, at every size, and what is said about it."""
 
 import hashlib
+import re
+import resource
 import subprocess
 import sys
 from dataclasses import replace
@@ -387,6 +389,80 @@ def test_tensors_of_another_shape_are_named():
         load_pretrained(FocalTransformer(ARCH), state)
 
 
+QKV = 'stages.0.blocks.1.attn.qkv.weight'
+WINDOW_TABLE = f'stages.1.blocks.0.attn.position_bias.{TABLE}'
+UNUSABLE = {
+    'sparse': (QKV, lambda value: value.to_sparse()),
+    'compressed': (QKV, lambda value: value.to_sparse_csr()),
+    'quantised': (QKV, lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8)),
+    'of no device': (QKV, lambda value: value.to('meta')),
+    'nested': (QKV, lambda value: torch.nested.nested_tensor([value[0], value[1, :3]])),
+    'text': (QKV, lambda value: 'text'),
+    'array': (QKV, lambda value: value.numpy()),
+    'single number': (QKV, lambda value: value[0, 0]),
+    'table of a single number': (WINDOW_TABLE, lambda value: value[0, 0]),
+    'table of three dimensions': (WINDOW_TABLE, lambda value: value[None]),
+    'empty table': (WINDOW_TABLE, lambda value: value[:0]),
+    'stem of a single number': ('patch_embed.proj.weight', lambda value: value[0, 0, 0, 0]),
+    'complex': (QKV, lambda value: value.cfloat()),
+    'int8': (QKV, lambda value: value.char()),
+    'int64': (WINDOW_TABLE, lambda value: value.long()),
+    'bool': ('norm0.bias', lambda value: value > 0),
+    'NaN': (QKV, lambda value: value.clone().fill_(torch.nan)),
+    'one inf': (WINDOW_TABLE, lambda value: value.index_fill(0, torch.tensor([3]), torch.inf)),
+    'too large for float32': (QKV, lambda value: value.double() * 1e300),
+}
+
+
+@pytest.mark.parametrize('kind', UNUSABLE)
+@pytest.mark.filterwarnings('ignore:.*(prototype|beta)')
+def test_unusable_tensors_are_named_and_change_nothing(kind):
+    name, change = UNUSABLE[kind]
+    state, model = our_file('backbone'), FocalTransformer(ARCH)
+    state[name] = change(state[name])
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        load_pretrained(model, state)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_counters_of_another_norm_are_left_out():
+    state = our_file('backbone') | {'norm0.num_batches_tracked': torch.tensor(3)}
+    report = load_pretrained(FocalTransformer(ARCH), state)
+    assert report.left_out == ['norm0.num_batches_tracked']
+
+
+def test_names_that_are_no_text_are_told():
+    state = our_file('backbone') | {17: torch.zeros(1)}
+    with pytest.raises(CheckpointError, match='17 is a name of type int'):
+        load_pretrained(FocalTransformer(ARCH), state)
+
+
+def test_odd_shapes_that_have_to_be_rearranged_are_named():
+    state = swin_file('mmdet')
+    name = 'backbone.stages.0.downsample.reduction.weight'
+    for odd in (torch.zeros(()), torch.zeros(16, 31)):
+        state['state_dict'][name] = odd
+        with pytest.raises(CheckpointError, match=re.escape(name)):
+            load_pretrained(model_for('Swin'), state)
+    positions = our_file('backbone') | {'absolute_pos_embed': torch.zeros(1, 7, 8)}
+    with pytest.raises(CheckpointError, match='absolute_pos_embed'):
+        load_pretrained(FocalTransformer(ARCH, use_abs_pos_embed=True), positions)
+
+
+def test_layer_scale_of_a_file_is_loaded_or_refused():
+    scaled = random_state(FocalTransformer(ARCH, layer_scale_init_value=1e-4))
+    names = [name for name in scaled if '.gamma_' in name]
+    model = FocalTransformer(ARCH, layer_scale_init_value=1e-4)
+    assert len(names) == 2 * sum(ARCH['depths'])
+    load_pretrained(model, {'model': authors_names(scaled)})
+    for name in names:
+        assert torch.equal(model.state_dict()[name], scaled[name])
+    with pytest.raises(CheckpointError, match='layer_scale True'):
+        load_pretrained(FocalTransformer(ARCH), {'model': authors_names(scaled)})
+
+
 @pytest.mark.parametrize(
     'name, value', [('interpolation', 'odd'), ('ring', 'odd'), ('ring', True), ('ring', None)]
 )
@@ -564,6 +640,9 @@ def test_pooling_keeps_its_sum():
     weight = torch.full((1, 49), 1 / 49, dtype=torch.float64)
     got = resizing.resize_pool(weight, 12)
     torch.testing.assert_close(got, torch.full((1, 144), 1 / 144, dtype=torch.float64))
+    rows = torch.arange(7.0).repeat_interleave(7)[None]
+    got = resizing.resize_pool(rows, 12).view(12, 12)
+    assert (got.diff(dim=0)[1:-1] > 0).all() and (got.diff(dim=1) == 0).all()
 
 
 @pytest.mark.parametrize('window, expand', [(12, 3), (12, 6), (5, 2), (7, 2), (7, 5), (4, 1)])
@@ -706,23 +785,30 @@ def test_conversion_renames_or_fits_and_overwrites_nothing(tmp_path):
     assert status == 2 and '--force' in output and fitted.read_bytes() == before
     status, output = convert(source, fitted, '--force')
     assert status == 0 and fitted.read_bytes() != before
+    broken = authors_file()
+    broken['model']['layers.0.blocks.0.attn.qkv.weight'][0, 0] = torch.nan
+    torch.save(broken, source)
+    for extra in ((), ('--config', config)):
+        status, output = convert(source, tmp_path / 'new.pth', *extra)
+        assert status == 2 and 'layers.0.blocks.0.attn.qkv.weight' in output, output
+        assert not (tmp_path / 'new.pth').exists()
     status, output = convert(source, tmp_path / 'weights.bin')
     assert status == 2 and '.pth or .safetensors' in output
 
 
-def test_failed_writing_leaves_what_was_there(tmp_path, monkeypatch):
-    path = tmp_path / 'weights.pth'
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_failed_writing_leaves_what_was_there(tmp_path, suffix):
+    path = tmp_path / f'weights.{suffix}'
     path.write_bytes(b'before')
-
-    def fail(content, file):
-        file.write(b'half')
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(torch, 'save', fail)
-    with pytest.raises(UserError, match='No space left on device'):
-        save_tensors({}, path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))  # as on a full disk
+    try:
+        with pytest.raises(UserError, match='could not be written: File too large'):
+            save_tensors(dict(a=torch.ones(100_000)), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == b'before'
-    assert [file.name for file in tmp_path.iterdir()] == ['weights.pth']
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_ring_geometries_are_read_from_tables():

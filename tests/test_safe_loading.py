@@ -1,14 +1,22 @@
 """Checkpoints are data: what mmengine writes loads, and nothing in a file is ever run."""
 
+import copy
+import hashlib
 import http.server
+import json
 import os
 import pickle
+import re
+import resource
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 import zipfile
-from collections import OrderedDict
-from functools import partial
+from collections import Counter, OrderedDict
+from contextlib import nullcontext
+from functools import partial, reduce
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,10 +28,12 @@ from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmengine.runner import checkpoint as mmengine_checkpoint
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader, load_checkpoint
 from torch.utils.data import Dataset
 
 from mmfocal.engine import CheckpointError, install_safe_loading, load_checkpoint_file
+from mmfocal.engine.checkpoints import latest_valid
+from mmfocal.engine.hooks.non_finite import NonFiniteError, NonFiniteHook
 from mmfocal.weights.safe_loading import load_from_weights_only
 
 
@@ -288,7 +298,170 @@ def test_what_others_allow_is_not_allowed_here(tmp_path):
         with pytest.raises(CheckpointError, match=r'builtins\.getattr'):
             load_checkpoint_file(path)
         assert torch.load(path, weights_only=True)['meta']() == 'TEXT'
+    with torch.serialization.safe_globals([len]):  # of which we have no stand-in
+        path = saved(tmp_path / 'evil.pth', Call(len, 'text'))
+        assert torch.load(path, weights_only=True)['meta'] == 4
+        with pytest.raises(CheckpointError, match=r'it asks for (builtins\.)?len'):
+            load_checkpoint_file(path)
     assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
+REBUILD = torch._tensor._rebuild_from_type_v2
+
+
+def planted(tensor, kind=torch.Tensor):
+    """As pickles say that attributes are set on a tensor."""
+    state = dict(__deepcopy__=[1], planted=1)
+    function, arguments = tensor.__reduce_ex__(2)
+    return Call(REBUILD, function, kind, arguments, state)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_planted_attributes_of_a_tensor_do_not_arrive(tmp_path, zipped):
+    tensor, parameter = torch.arange(3.0), torch.nn.Parameter(torch.ones(2))
+    payload = dict(tensor=planted(tensor), again=tensor[1:], parameter=parameter)
+    path = saved(tmp_path / 'evil.pth', payload, _use_new_zipfile_serialization=zipped)
+    assert torch.load(path, weights_only=True)['meta']['tensor'].planted == 1
+    loaded = load_checkpoint_file(path)['meta']
+    assert vars(loaded['tensor']) == {} and torch.equal(copy.deepcopy(loaded['tensor']), tensor)
+    assert type(loaded['parameter']) is torch.nn.Parameter and loaded['parameter'].requires_grad
+    loaded['tensor'][1] = 7  # views of one storage stay so
+    assert loaded['again'].tolist() == [7, 2]
+
+
+# --- What takes more than its size --------------------------------------------------------------
+
+
+def shared(make, times=60):
+    value = make([1.0])
+    for _ in range(times):
+        value = make([value, value])
+    return value
+
+
+def arrays_of(data, times):
+    make, dtype = np.zeros(0).__reduce__()[0], np.dtype('u1')
+    state = (1, (len(data),), dtype, False, data)
+    return [Call(make, np.ndarray, (0,), b'b', state=state) for _ in range(times)]
+
+
+def within_limits(function):
+    """Exit status of a process that may take 2 GiB and 20 seconds more."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        pages = int(Path('/proc/self/statm').read_text().split()[0])
+        limit = pages * resource.getpagesize() + (2 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        try:
+            function()
+            os._exit(0)
+        except CheckpointError as error:
+            is_full = re.search(r'MemoryError|alloc', str(error))
+            os._exit(12 if is_full else 10)
+        finally:
+            os._exit(11)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='asks Linux how much memory there is')
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize(
+    'payload, status',
+    [
+        (lambda: shared(list), 0),
+        (lambda: shared(tuple), 0),
+        (lambda: Call(set, [shared(tuple, 40)]), 10),
+        (lambda: Call(OrderedDict, [[shared(tuple, 40), 1]]), 10),
+        (lambda: Call(torch.Size, shared(list)), 10),
+        (lambda: reduce(lambda inner, _: [inner], range(400), 1), 10),
+        (lambda: reduce(lambda inner, _: (inner,), range(400), 1), 10),
+        (lambda: torch.zeros(1).expand(1 << 32), 10),
+        (lambda: [torch.zeros(100).expand(10, 100)] * 99, 0),
+        (lambda: [torch.ones(100)[i:] for i in range(90)], 0),
+        (lambda: Call(set, torch.zeros(1).expand(1 << 30)), 10),
+        (lambda: Call(Counter, torch.zeros(1).expand(1 << 30)), 10),
+        (lambda: Call(OrderedDict, [torch.zeros(1).expand(1 << 30)]), 10),
+        (lambda: Call(OrderedDict, [['a', torch.ones(1)]]), 0),
+        (lambda: Call(REBUILD, set, set, (torch.zeros(1).expand(1 << 30),), {}), 10),
+        (lambda: arrays_of(bytes(50_000), times=10), 0),
+        (lambda: arrays_of(bytes(50_000), times=1000), 10),
+        (lambda: Call(bytearray, 1 << 20), 10),
+        (lambda: Call(Counter, Call(bytearray, 1 << 33)), 10),
+        (lambda: Call(torch.Tensor, 1 << 20), 10),
+    ],
+)
+def test_reading_takes_no_more_than_the_file_does(tmp_path, payload, status, zipped):
+    path = tmp_path / 'large.pth'
+    write = partial(torch.save, dict(meta=payload()), path)
+    try:
+        write(_use_new_zipfile_serialization=zipped)
+    except RecursionError:
+        pytest.skip('this Python cannot write it')
+    assert path.stat().st_size < 1 << 17
+    assert within_limits(lambda: load_checkpoint_file(path)) == status
+
+
+def with_program(path, program):
+    """A checkpoint with another pickle in it."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as source:
+        entries = {name: source.read(name) for name in source.namelist()}
+    with zipfile.ZipFile(path, 'w') as archive:
+        for name, content in entries.items():
+            archive.writestr(name, program if name.endswith('data.pkl') else content)
+    return path
+
+
+def bomb(late):
+    """A list of twice the list before, 60 times, that PyTorch's reader calls, and so prints."""
+    put = [b'q%c' % number for number in range(61)]
+    get = [b'h%c' % number for number in range(61)]
+    if late:  # each is filled after it is in the next
+        program = b''.join(b']' + place for place in put)
+        for inner, outer in zip(get[:-1], reversed(get[1:]), strict=True):
+            program += b'0' + outer + (inner + b'a') * 2
+    else:
+        program = b']' + put[0]
+        for inner, place in zip(get[:-1], put[1:], strict=True):
+            program += b'0]' + place + (inner + b'a') * 2
+    return b'\x80\x02' + program + b')R.'
+
+
+def key():
+    """A dictionary whose key is a tuple of twice the tuple before, 60 times."""
+    twice = b''.join(b'q%ch%c\x86' % (number, number) for number in range(60))
+    return b'\x80\x02}K\x01' + twice + b'K\x01s.'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='asks Linux how much memory there is')
+@pytest.mark.parametrize(
+    'program',
+    [bomb(False), bomb(True), key(), b'\x80\x02}K\x01' + b'\x85' * 500_000 + b'K\x01s.'],
+    ids=['list', 'late', 'key', 'deep key'],
+)
+def test_what_would_be_visited_for_ever_is_refused(tmp_path, program):
+    path = with_program(tmp_path / 'bomb.pth', program)
+    assert within_limits(lambda: load_checkpoint_file(path)) == 10
+
+
+def test_cycles_and_elements_that_are_not_there_are_named(tmp_path):
+    cycle = dict(a=[])
+    cycle['a'].append(cycle)
+    with pytest.raises(CheckpointError, match=r'was refused: a part of it holds itself\.'):
+        load_checkpoint_file(saved(tmp_path / 'cycle.pth', cycle))
+    wide = saved(tmp_path / 'wide.pth', dict(w=torch.zeros(1).expand(3, 5000)))
+    with pytest.raises(CheckpointError, match=r'was refused: with meta\.w it holds over 10 times'):
+        load_checkpoint_file(wide)
+
+
+def test_what_is_shared_stays_shared(tmp_path):
+    both = [1.0, dict(a=torch.ones(2))]
+    loaded = load_checkpoint_file(saved(tmp_path / 'shared.pth', [both, both]))['meta']
+    assert loaded[0] is loaded[1] and loaded[0] is not both
+
+
+# --- What is damaged ----------------------------------------------------------------------------
 
 
 def damaged(path, how):
@@ -308,6 +481,136 @@ def test_damaged_files_are_told(tmp_path, run, how):
     path.write_bytes(damaged(run / 'epoch_2.pth', how))
     with pytest.raises(CheckpointError, match=r'bad\.pth could not be read .* cut off or damaged'):
         load_checkpoint_file(path)
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    """A small checkpoint of a run."""
+    path = tmp_path_factory.mktemp('small') / 'iter_3.pth'
+    torch.save(dict(state_dict=dict(a=torch.ones(2)), optimizer={}, meta=dict(iter=3)), path)
+    return path
+
+
+def test_single_bits_cannot_change_what_is_loaded(tmp_path, small):
+    """Every fifth; tools/dev/fuzz_readers.py --bit-flips tries all of a larger file."""
+    path, good = tmp_path / 'iter_3.pth', small.read_bytes()
+    expected, refused = load_checkpoint_file(small), 0
+    for bit in range(0, 8 * len(good), 5):
+        content = bytearray(good)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            loaded = load_checkpoint_file(path)
+        except CheckpointError:
+            refused += 1
+        else:  # it lies between the entries, and nobody reads it
+            assert_same(loaded, expected)
+    assert refused > 8 * len(good) / 5 / 2
+
+
+def test_odd_archives_are_refused(tmp_path, small):
+    """Entries that are compressed, folders, there twice, or overlap."""
+    path = tmp_path / 'odd.pth'
+    with zipfile.ZipFile(small) as source:
+        entries = {name: source.read(name) for name in source.namelist()}
+
+    def write(kind):
+        compression = zipfile.ZIP_DEFLATED if kind == 'compressed' else zipfile.ZIP_STORED
+        with zipfile.ZipFile(path, 'w', compression) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+            if kind == 'twice':
+                archive.writestr(name.upper(), content)
+            if kind == 'folder':
+                archive.filelist[0].external_attr |= 0x10
+            if kind == 'overlap':
+                archive.writestr('large', bytes(1 << 20))
+                archive.filelist += [copy.copy(e) for e in archive.filelist for _ in range(99)]
+                for number, entry in enumerate(archive.filelist):
+                    entry.filename += str(number)
+
+    write('as it is')
+    assert_same(load_checkpoint_file(path), load_checkpoint_file(small))
+    for kind, reason in (
+        *(('compressed', 'is compressed'), ('folder', 'is a folder')),
+        *(('twice', 'a name is in it twice'), ('overlap', 'larger than the file')),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # zipfile's on names
+            write(kind)
+        with pytest.raises(CheckpointError, match=reason):
+            load_checkpoint_file(path)
+
+
+@pytest.mark.parametrize(
+    'content, reason',
+    [
+        ([1], 'holds a list'),
+        (torch.ones(1), 'holds a Tensor'),
+        (dict(meta=dict(iter=3)), 'lacks the state of the optimizer'),
+        (dict(optimizer=3, meta=dict(iter=3)), 'lacks the state of the optimizer'),
+        (dict(optimizer={}, meta=[3]), r"meta\['iter'\]"),
+        (dict(optimizer={}, meta=dict(iter='3')), r"meta\['iter'\]"),
+        (dict(optimizer={}, meta=dict(iter=-3)), r"meta\['iter'\]"),
+    ],
+)
+def test_odd_checkpoint_is_passed_over_with_its_name(tmp_path, small, content, reason):
+    (tmp_path / 'iter_3.pth').write_bytes(small.read_bytes())
+    torch.save(content, tmp_path / 'iter_5.pth')
+    path, (note,) = latest_valid(tmp_path)
+    assert path.name == 'iter_3.pth' and re.search(f'iter_5.pth is passed over: .*{reason}', note)
+
+
+# --- What computes nothing ----------------------------------------------------------------------
+
+MASK = torch.tensor([0.0, -torch.inf])
+
+
+@pytest.mark.parametrize('container', ['state_dict', 'ema_state_dict', None])
+@pytest.mark.parametrize(
+    'name, tensor, is_fine',
+    [
+        ('head.weight', torch.tensor([1.0, torch.nan]), False),
+        ('head.weight', torch.tensor([1.0, torch.inf]), False),
+        ('head.weight', torch.tensor([1.0, -torch.inf]), False),
+        ('head.weight', torch.ones(2, dtype=torch.int8), False),
+        ('head.bias', torch.ones(2, dtype=torch.bool), False),
+        ('attn.table.0', torch.ones(2, dtype=torch.int64), False),
+        ('head.scale', torch.ones(2, dtype=torch.cfloat), False),
+        ('head.weight', torch.ones(2).to_sparse(), False),
+        ('head.weight', torch.ones(2, device='meta'), False),
+        ('head.weight', torch.ones(2, dtype=torch.float8_e4m3fn), True),
+        ('head.weight', torch.ones(2, dtype=torch.float16), True),
+        ('bn.num_batches_tracked', torch.tensor(3), True),
+        ('attn.relative_position_index', torch.arange(3), True),
+        ('attn.mask', MASK, True),
+        ('attn.mask', MASK > 0, True),
+        ('head.empty', torch.ones(0), True),
+    ],
+)
+def test_weights_of_whole_models_are_checked(tmp_path, name, tensor, is_fine, container):
+    path, model = tmp_path / 'model.pth', torch.nn.Linear(2, 1)
+    state = {name: tensor, 'bias': torch.tensor([3.0])}
+    torch.save({container: state} if container else state, path)
+    install_safe_loading()
+    expected = nullcontext() if is_fine else pytest.raises(CheckpointError, match=re.escape(name))
+    with expected:
+        if container == 'ema_state_dict':  # which hooks take from what is loaded
+            CheckpointLoader.load_checkpoint(str(path), 'cpu')
+        else:
+            load_checkpoint(model, str(path), 'cpu')
+            assert model.bias.item() == 3
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    runner = toy_runner(tmp_path, 1)
+    runner.register_hook(NonFiniteHook())
+    runner.model.layer[0].weight.data[0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r'layer\.0\.weight'):
+        runner.save_checkpoint(
+            str(tmp_path), 'iter_1.pth', save_optimizer=False, save_param_scheduler=False
+        )
+    assert not list(tmp_path.glob('*.pth'))
 
 
 # --- Where files come from ----------------------------------------------------------------------
@@ -389,6 +692,59 @@ def test_wrong_hash_of_a_download_is_told(site):
     saved(folder / 'net-00000000.pth', {})
     with pytest.raises(CheckpointError, match=r'could not be downloaded: .*hash'):
         load_checkpoint_file(f'{address}/net-00000000.pth')
+
+
+def test_names_with_few_digits_hold_no_hash(site):
+    folder, address, _ = site
+    for name in ('focal-224.pth', 'focal-.pth', 'focal-1234567.pth'):
+        saved(folder / name, dict(epoch=1))
+        assert load_checkpoint_file(f'{address}/{name}')['meta']['epoch'] == 1
+
+
+def test_each_url_has_a_file_that_is_compared_each_time(site):
+    folder, address, _ = site
+    saved(folder / 'net.pth', dict(epoch=1))
+    digest = hashlib.sha256((folder / 'net.pth').read_bytes()).hexdigest()
+    name = f'net-{digest[:8]}.pth'
+    (folder / 'net.pth').rename(folder / name)
+    load_checkpoint_file(f'{address}/{name}')
+    (folder / 'other').mkdir()
+    saved(folder / 'other' / name, dict(epoch=2))
+    with pytest.raises(CheckpointError, match=r'could not be downloaded: .*hash'):
+        load_checkpoint_file(f'{address}/other/{name}')
+    (kept,) = (folder.parent / 'home').rglob('*.pth')
+    saved(kept, dict(epoch=3))
+    with pytest.raises(CheckpointError, match='not the file that was expected'):
+        load_checkpoint_file(f'{address}/{name}')
+    for version in (1, 2):
+        saved(folder / 'net.pth', dict(epoch=version))
+        loaded = load_checkpoint_file(f'{address}/net.pth?version={version}')
+        assert loaded['meta']['epoch'] == version
+
+
+def test_half_downloads_do_not_stay(site, monkeypatch):
+    folder, address, _ = site
+    saved(folder / 'net.pth', dict(epoch=1))
+    length = (folder / 'net.pth').stat().st_size
+    send = http.server.SimpleHTTPRequestHandler.copyfile
+    half = lambda self, source, out: out.write(source.read(length // 2))  # noqa: E731
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, 'copyfile', half)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, 'protocol_version', 'HTTP/1.0')
+    with pytest.raises(CheckpointError, match='could not be downloaded'):
+        load_checkpoint_file(f'{address}/net.pth')
+    assert not [path for path in (folder.parent / 'home').rglob('*') if path.is_file()]
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, 'copyfile', send)
+    assert load_checkpoint_file(f'{address}/net.pth')['meta']['epoch'] == 1
+
+
+@pytest.mark.parametrize('dtype, num_bytes', [('F4', 4), ('F8_E8M0', 8), ('F6_E2M3', 6), ('X', 8)])
+def test_unknown_types_of_safetensors_are_told(tmp_path, dtype, num_bytes):
+    pytest.importorskip('safetensors')
+    header = json.dumps(dict(a=dict(dtype=dtype, shape=[8], data_offsets=[0, num_bytes])))
+    path = tmp_path / 'odd.safetensors'
+    path.write_bytes(len(header).to_bytes(8, 'little') + header.encode() + bytes(num_bytes))
+    with pytest.raises(CheckpointError, match=rf'odd\.safetensors .*{dtype}'):
+        load_checkpoint_file(path)
 
 
 def test_safetensors_load(tmp_path, run):

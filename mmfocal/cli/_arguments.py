@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -13,10 +14,48 @@ from mmengine.config import DictAction
 Options = TypeVar('Options')
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole names, and tells the nearest to one that there is not."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            names = [name for name in self._option_string_actions if name.startswith('--')]
+            asked = next((each for each in unknown if each.startswith('-')), unknown[0])
+            name = asked.partition('=')[0]
+            longer = [each for each in names if each.startswith(name)]
+            near = longer or difflib.get_close_matches(name, names)
+            self.error(
+                f'unrecognized arguments: {" ".join(unknown)}'
+                + (f' (nearest to {name}: {", ".join(near)})' if near else '')
+            )
+        return found
+
+
+class _KeyValue(DictAction):
+    """mmengine's ``KEY=VALUE``, with a sentence where one is not of that form."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (AssertionError, ValueError) as error:
+            wrong = next((value for value in values if '=' not in value), None)
+            reason = f'got {wrong!r}' if wrong else str(error)
+            raise argparse.ArgumentError(self, f'expected KEY=VALUE, {reason}') from error
+
+
 def parser_of(description: str) -> argparse.ArgumentParser:
     """A parser that shows a tool's docstring with the lines that it has."""
-    return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    return _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
@@ -26,7 +65,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_KeyValue,
         metavar='KEY=VALUE',
         help='change values of the config: a.b=1 c.0.d="[(1, 2)]"',
     )

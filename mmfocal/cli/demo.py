@@ -19,6 +19,7 @@ import matplotlib
 from mmfocal.datasets import prepare_shapes, shapes_root
 from mmfocal.datasets.shapes import CLASSES, NUM_IMAGES, PALETTE
 from mmfocal.engine.curves import draw_curves, read_scalars
+from mmfocal.utils.files import check_folder
 from mmfocal.utils.progress import progress_bar
 from mmfocal.visualization.predictions import draw_detections, draw_segmentations
 
@@ -89,6 +90,7 @@ def main() -> int:
     demo = DEMOS[args.task]
     name = 'demo' if args.task == 'detection' else 'demo-seg'
     work_dir = args.work_dir or Path('work_dirs') / name
+    check_folder(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
 
     print(f'1/4  Drawing images of shapes into {shapes_root()}')

@@ -25,6 +25,7 @@ from mmfocal.export.parity import (
     spread_scores,
 )
 from mmfocal.inference import Inferencer
+from mmfocal.utils.files import check_target
 from mmfocal.visualization.view import find_backbone, load_model
 
 from ._arguments import add_checkpoint, add_config, parser_of
@@ -79,6 +80,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_args()
+    check_target(args.out)
     cfg = load_config(args.config, args.cfg_options)
     if args.format == 'onnx':
         require_packages()

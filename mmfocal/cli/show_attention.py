@@ -12,6 +12,7 @@ import torch
 
 from mmfocal.engine import load_config
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import written_atomically
 from mmfocal.visualization.attention import attention_of_blocks, draw_attention, draw_heads
 from mmfocal.visualization.view import find_backbone, load_model, view_image
 
@@ -84,7 +85,7 @@ def main() -> None:
     for attention in attentions if args.heads else ():
         name = f'{args.out.stem}-stage{attention.stage + 1}{args.out.suffix}'
         figures[args.out.with_name(name)] = draw_heads(view, attention)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for path, figure in figures.items():
-        figure.savefig(path, dpi=args.dpi)
+        with written_atomically(path) as file:
+            figure.savefig(file, format=path.suffix[1:], dpi=args.dpi)
         print(f'Wrote {path}')

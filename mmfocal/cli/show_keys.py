@@ -8,6 +8,7 @@ import matplotlib
 from mmfocal.geometry import FocalGeometry
 from mmfocal.geometry.focal import BORDERS
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import written_atomically
 from mmfocal.visualization.keys import draw_keys
 
 
@@ -52,6 +53,6 @@ def main() -> None:
         figure = draw_keys(geometry, tuple(args.map), [tuple(window) for window in windows])
     except ValueError as error:
         raise UserError(str(error)) from error
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=160)
+    with written_atomically(args.out) as file:
+        figure.savefig(file, format=args.out.suffix[1:] or None, dpi=160)
     print(f'Wrote {args.out}')

@@ -1,23 +1,33 @@
-"""Configs: finding them and reading them. Without PyTorch, so that errors come at once."""
+"""Configs: finding them and reading them."""
 
 from __future__ import annotations
 
+import copy
 import difflib
+import importlib
 import os
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
 
 from mmfocal.utils.compat import register_config_packages
-from mmfocal.utils.errors import UserError
+from mmfocal.utils.errors import UserError, is_first_process
+
+from .misspelt import check_options, nearest
+from .sections import check_sections
 
 # Holds configs/ and tools/, as OpenMMLab's packages do: in a checkout by links.
 REPOSITORY = Path(__file__).resolve().parents[1] / '.mim'
 
 
 def load_config(path: str | os.PathLike, cfg_options: dict[str, Any] | None = None) -> Config:
-    """Reads a config and merges options into it, without importing what it asks for.
+    """Reads a config and merges options into it, without importing its custom modules.
+
+    Options that look like mistakes, but may not be, are printed.
 
     Args:
         path: looked for from the current folder, from the repository or the installed package, and
@@ -25,20 +35,92 @@ def load_config(path: str | os.PathLike, cfg_options: dict[str, Any] | None = No
         cfg_options: values by dotted key, as ``--cfg-options`` gives them.
 
     Raises:
-        UserError: there is no such config, or it does not load.
+        UserError: there is no such config, it does not load, a pure-Python config imports what is
+            not there, a section is not of its kind, or an option does not fit or changes nothing.
     """
     file = find_config(path)
     register_config_packages()
     try:
         cfg = Config.fromfile(file, import_custom_modules=False)
     except Exception as error:  # a config is code and may raise anything
-        raise UserError(f'{file} does not load: {type(error).__name__}: {error}') from error
+        raise UserError(_why_not_loaded(file, error)) from error
+    _check_imports(file, cfg._cfg_dict)
     _drop_own_scope(cfg._cfg_dict)
+    before = copy.deepcopy(cfg)
     try:
         cfg.merge_from_dict(cfg_options or {})
-    except (KeyError, TypeError, IndexError, AssertionError) as error:
+    except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
         raise UserError(f'--cfg-options do not fit {file}: {error}') from error
+    for note in check_options(cfg, before, cfg_options or {}):
+        if is_first_process():
+            print(note)
+    check_sections(cfg)
     return cfg
+
+
+def _why_not_loaded(file: Path, error: Exception) -> str:
+    """What is wrong, in which of the files that a config inherits from, and where."""
+    read, line, base = [str(file)], getattr(error, 'lineno', None), None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        names = frame.f_locals
+        if frame.f_globals.get('__name__', '').startswith(('mmengine.config', 'mmengine.utils')):
+            found = (names.get(name) for name in ('filename', 'module_path'))
+            read += [os.path.normpath(each) for each in found if isinstance(each, str)]
+            base = names.get('cfg_path', base)
+        elif frame.f_code.co_name == '<module>':
+            line = number  # of the config itself
+    read = list(dict.fromkeys(read))
+    absent = [each for each in read if not os.path.exists(each)]
+    if absent:
+        path = Path(absent[0])
+        asking = read[read.index(absent[0]) - 1]
+        others = {each.stem for each in path.parent.glob('*.py')} - {Path(asking).stem}
+        near = nearest(path.stem, others)
+        remedy = f' Near to it are: {", ".join(near)}.' if near else ''
+        return f'{asking} does not load: it inherits from {path}, which is not there.{remedy}'
+    if isinstance(base, str) and '::' in base and isinstance(error, ValueError):
+        return (
+            f'{read[-1]} does not load: it inherits from {base}, which no installed package has.'
+        )
+    if isinstance(error, RecursionError):
+        return f'{read[-1]} does not load: it inherits from itself.'
+    reason = error.msg if isinstance(error, SyntaxError) else error
+    place = f'{read[-1]}, line {line},' if line else read[-1]
+    return f'{place} does not load: {type(error).__name__}: {reason}'
+
+
+def _check_imports(file: Path, settings: dict) -> None:
+    """Raises UserError if a pure-Python config imports what is not there.
+
+    mmengine imports late, wherever the value is first used; what is not used, never.
+    """
+    used = [each for each in dict.values(settings) if isinstance(each, dict | list | tuple)]
+    for each in _lazy(used):
+        try:
+            each.build()
+        except Exception as error:  # imports of packages may raise anything
+            place = each.location or file
+            raise UserError(f'{place}: {_import_problem(each, error)}') from error
+
+
+def _lazy(value: Any) -> Iterator[LazyObject | LazyAttr]:
+    if isinstance(value, LazyObject | LazyAttr):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for each in dict.values(value) if isinstance(value, dict) else value:
+            yield from _lazy(each)
+
+
+def _import_problem(lazy: LazyObject | LazyAttr, error: Exception) -> str:
+    name = str(lazy)
+    try:
+        names = dir(importlib.import_module(lazy.module))
+    except Exception:
+        reason = str(error).rpartition(' for ')[2]
+        return f'{lazy.module} cannot be imported: {reason}.'
+    near = nearest(name, names)
+    remedy = f' Nearest to it: {", ".join(near)}.' if near else ''
+    return f'{lazy.module} has no {name}.{remedy}'
 
 
 def _drop_own_scope(value: Any) -> None:
@@ -50,7 +132,7 @@ def _drop_own_scope(value: Any) -> None:
     if isinstance(value, dict):
         if value.get('_scope_') == 'mmfocal':
             del value['_scope_']
-        for item in value.values():
+        for item in dict.values(value):
             _drop_own_scope(item)
     elif isinstance(value, list | tuple):
         for item in value:

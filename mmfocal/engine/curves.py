@@ -43,7 +43,8 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
     Raises:
         FileNotFoundError: the folder holds no log.
     """
-    logs = sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+    found = Path(work_dir).glob('*/vis_data/scalars.json')
+    logs = sorted(path for path in found if path.is_file())
     if not logs:
         raise FileNotFoundError(f'{work_dir} holds no log of a run (*/vis_data/scalars.json)')
     rows: list[dict[str, float]] = []

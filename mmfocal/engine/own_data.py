@@ -97,6 +97,11 @@ def config_text(root: Path, splits: dict[str, Split], base: str) -> str:
         UserError: the base has data that this cannot replace, or masks that the data lack.
     """
     cfg = load_config(base)
+    if Config._is_lazy_import(str(find_config(base))):
+        raise UserError(
+            f'{base} imports its classes (a pure-Python config), and the config that is written '
+            'cannot inherit from such a file. Take another base, such as focal_maskrcnn_3x.'
+        )
     _check_base(cfg, base, splits['train'])
     inherited = find_config(base)
     configs = (REPOSITORY / 'configs').resolve()

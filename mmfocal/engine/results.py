@@ -12,6 +12,7 @@ from mmengine.dist import master_only
 
 from mmfocal.utils.config import type_name
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import check_target, written_atomically
 
 
 def set_predictions_file(cfg: Config, out: str) -> None:
@@ -25,6 +26,7 @@ def set_predictions_file(cfg: Config, out: str) -> None:
             f'--out writes JSON, got {out}. Pickles are not written, since reading one can run '
             'code; name a file that ends in .json.'
         )
+    check_target(out)
     Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     evaluators = cfg.test_evaluator
     for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
@@ -38,7 +40,8 @@ def set_predictions_file(cfg: Config, out: str) -> None:
 def write_metrics(out: str, metrics: dict[str, Any], config: str, checkpoint: str) -> None:
     """Writes ``metrics`` and what they belong to."""
     content = dict(config=config, checkpoint=checkpoint, metrics=metrics)
-    Path(out).write_text(json.dumps(content, indent=1, default=float) + '\n')
+    with written_atomically(out) as file:
+        file.write(json.dumps(content, indent=1, default=float).encode() + b'\n')
 
 
 def set_visualization(cfg: Config, show: bool, show_dir: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,12 @@ from mmfocal.utils.errors import is_first_process
 from mmfocal.weights import install_safe_loading
 
 from . import settings
+from .build_errors import told_settings
+from .hooks import RunStateHook
 from .hooks.progress import live_progress
 from .results import set_predictions_file, set_visualization, write_metrics
+from .sections import check_sections, check_seed
+from .start import Start, begun
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class TrainOptions:
     Attributes:
         work_dir: folder for logs and checkpoints; None for that of the config, or
             ``work_dirs/<name of the config>``.
-        resume: ``'auto'`` to resume from the newest valid checkpoint of the work folder, or the
-            path of a checkpoint; None for a new run.
+        resume: ``'auto'`` to resume from the newest valid checkpoint, or the path of a checkpoint;
+            None for what the config says, see :func:`mmfocal.engine.start.decide`.
         amp: whether to train in mixed precision, in the format that the config says, or float16.
         precision: ``'fp32'``, ``'fp16'`` or ``'bf16'``; None for that of the config.
         auto_scale_lr: whether the learning rate follows the number of images a step.
@@ -95,10 +100,12 @@ def train(cfg: Config, options: TrainOptions | None = None) -> Runner:
         The runner, when the run has ended.
 
     Raises:
-        UserError: data that is missing or bad, or options that do not fit this config or machine;
-            before anything is built.
+        UserError: data that is missing or bad, options that do not fit this config or machine, or
+            a work folder that another run has; before anything is built.
     """
     options = options or TrainOptions()
+    check_sections(cfg, 'train')
+    check_seed('--seed', options.seed)
     splits = ('train', 'val')
     check_data(cfg, splits)
     if options.data_check and is_first_process():
@@ -114,20 +121,26 @@ def train(cfg: Config, options: TrainOptions | None = None) -> Runner:
         settings.set_validation_loss(cfg)
     settings.set_logs(cfg, options.log_to)
     notes = [
-        settings.set_resume(cfg, options.resume),
         settings.set_precision(cfg, options.amp, options.precision),
         settings.set_reliability(cfg),
     ]
-    for note in filter(None, notes if is_first_process() else []):
-        print(note)
     settings.set_launcher(cfg, options.launcher)
-    settings.set_seed(cfg, options.seed, options.deterministic)
     install_safe_loading()
     install_sample_errors(skip=options.skip_bad_samples)
-    runner = settings.build_runner(cfg)
-    with live_progress(runner):
-        runner.train()
-    settings.leave_group()
+    with begun(cfg, options.resume) as start, ExitStack() as stack:
+        notes = [*filter(None, notes), *start.notes]
+        for note in notes if is_first_process() else []:
+            print(note)
+        settings.set_seed(cfg, options.seed, options.deterministic, start.resume_from)
+        runner = settings.build_runner(cfg, start)
+        for hook in runner.hooks:
+            if isinstance(hook, RunStateHook):
+                stack.callback(hook.stop_listening)
+        for note in notes:  # for its log, which was not there yet
+            runner.logger.info(note)
+        with told_settings(cfg), live_progress(runner):
+            runner.train()
+        settings.leave_group()
     return runner
 
 
@@ -144,9 +157,10 @@ def test(cfg: Config, options: TestOptions) -> dict[str, Any]:
     Raises:
         UserError: data or a checkpoint that is missing, or options that do not fit the config.
     """
+    check_sections(cfg, 'test')
     check_data(cfg, ('test',))
     settings.set_work_dir(cfg, options.work_dir)
-    cfg.load_from = settings.checkpoint_of(options.checkpoint)
+    start = Start(load_from=settings.checkpoint_of(options.checkpoint))
     if options.out:
         set_predictions_file(cfg, options.out)
     if options.show or options.show_dir:
@@ -157,8 +171,8 @@ def test(cfg: Config, options: TestOptions) -> dict[str, Any]:
     settings.set_seed(cfg)
     install_safe_loading()
     install_sample_errors()
-    runner = settings.build_runner(cfg)
-    with live_progress(runner):
+    runner = settings.build_runner(cfg, start)
+    with told_settings(cfg), live_progress(runner):
         metrics = runner.test()
     if options.out:
         write_metrics(options.out, metrics, str(cfg.filename), options.checkpoint)

@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import init_dist, sync_random_seed
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmfocal.utils.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
-from mmfocal.utils.config import import_custom_modules, is_third_party, type_name
-from mmfocal.utils.errors import UserError, is_first_process
+from mmfocal.utils.config import family_of, import_custom_modules, is_third_party, type_name
+from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import check_folder
 from mmfocal.weights.safe_loading import load_checkpoint_file
 
 from . import checkpoints, loops, optim  # noqa: F401  register themselves
 from .bfloat16 import prepare_bfloat16
+from .build_errors import told_settings
 from .determinism import install_determinism
 from .hooks import NonFiniteHook
 from .hooks.validation_loss import loss_dataloader
+from .metrics import MainMetric, main_metric, own_metric
+from .misspelt import check_arguments
+from .start import Start
 
 # mmengine's loops, and those that can be resumed anywhere.
 LOOPS = {kind: f'Resumable{kind}' for kind in ('EpochBasedTrainLoop', 'IterBasedTrainLoop')}
 
+# Hooks that write mmengine's checkpoints
+CHECKPOINT_HOOKS = ('CheckpointHook', 'BestCheckpointHook')
 MIN_KEPT = 2  # checkpoints; one may be damaged after it was written
 
 # Packages that a run can log to, beside its own folder, and mmengine's name for each.
@@ -35,13 +44,27 @@ LOGS = {
     'wandb': 'WandbVisBackend',
     'mlflow': 'MLflowVisBackend',
 }
-# The metric that says which checkpoint is best, by family.
-MAIN_METRICS = {'mmdet': 'coco/bbox_mAP', 'mmseg': 'mIoU', 'mmpretrain': 'accuracy/top1'}
+# How processes of a run may have been started, and what mmengine looks for in their environment.
+LAUNCHERS = {
+    'none': (),
+    'pytorch': ('RANK', 'WORLD_SIZE'),
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS'),
+    'mpi': ('MASTER_ADDR',),
+}
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
-    """``work_dir`` if given, else the config's own, else ``work_dirs/<name of the config>``."""
-    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(cfg.filename).stem}'
+    """``work_dir`` if given, else the config's own, else ``work_dirs/<name of the config>``.
+
+    Raises:
+        UserError: none of the three is known, or it can be no folder.
+    """
+    work_dir = work_dir or cfg.get('work_dir')
+    if not work_dir and not cfg.filename:
+        raise UserError('A config that is no file needs a work_dir: set it, or give --work-dir.')
+    cfg.work_dir = str(work_dir or f'work_dirs/{Path(cfg.filename).stem}')
+    if '://' not in cfg.work_dir:
+        check_folder(cfg.work_dir)
 
 
 def set_launcher(cfg: Config, launcher: str) -> None:
@@ -52,7 +75,18 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     Args:
         cfg: the config, changed in place.
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
+
+    Raises:
+        UserError: there is no such launcher, or it has not started this process.
     """
+    if launcher not in LAUNCHERS:
+        raise UserError(f'--launcher: expected one of {", ".join(LAUNCHERS)}, got {launcher!r}.')
+    if absent := [name for name in LAUNCHERS[launcher] if name not in os.environ]:
+        raise UserError(
+            f'--launcher {launcher}: this process was not started by it, {" and ".join(absent)} '
+            'are not in its environment. Use tools/dist_train.sh, torchrun or srun, or leave the '
+            'option out for a single process.'
+        )
     cfg.launcher = launcher
     if launcher == 'none':
         return
@@ -67,7 +101,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
                 find_unused_parameters=cfg.get('find_unused_parameters', False),
             )
     else:
-        init_dist(launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+        init_dist(launcher, **((cfg.get('env_cfg') or {}).get('dist_cfg') or {}))
 
 
 def leave_group() -> None:
@@ -80,7 +114,12 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def set_seed(cfg: Config, seed: int | None = None, deterministic: bool = False) -> None:
+def set_seed(
+    cfg: Config,
+    seed: int | None = None,
+    deterministic: bool = False,
+    resume_from: str | None = None,
+) -> None:
     """``seed`` if given, else that of the config, of the run that is resumed, or a new one.
 
     It is the same in all processes and lands in the config, so that the dumped config and every
@@ -91,6 +130,7 @@ def set_seed(cfg: Config, seed: int | None = None, deterministic: bool = False) 
         seed: a number, or None.
         deterministic: whether only deterministic operators are used, with an error at one that has
             no such version. On a CPU all are; for GPUs see :mod:`~mmfocal.engine.determinism`.
+        resume_from: the checkpoint whose run is resumed, or None.
     """
     randomness = dict(cfg.get('randomness') or {})
     if deterministic:
@@ -101,9 +141,9 @@ def set_seed(cfg: Config, seed: int | None = None, deterministic: bool = False) 
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     if seed is None:
         seed = randomness.get('seed')
-    if seed is None and cfg.get('resume') and cfg.get('load_from'):
+    if seed is None and resume_from is not None:
         # The runner reads it too, but only after it has made the order of the data.
-        seed = load_checkpoint_file(cfg.load_from).get('meta', {}).get('seed')
+        seed = load_checkpoint_file(resume_from).get('meta', {}).get('seed')
     cfg.randomness = dict(randomness, seed=sync_random_seed() if seed is None else seed)
 
 
@@ -128,8 +168,12 @@ def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) 
         UserError: the user asks for what this machine, or the config's optimizer wrapper, cannot
             do.
     """
-    wrapper = cfg.optim_wrapper
+    wrapper = cfg.get('optim_wrapper')
+    if not isinstance(wrapper, dict):
+        raise UserError(f'optim_wrapper: expected a dict, got {wrapper!r}.')
     kind = type_name(wrapper.setdefault('type', 'OptimWrapper'))
+    if is_third_party(wrapper):
+        kind = f'{kind} of a package of your own'
     _check_precision(kind, amp, precision)
     if precision == 'bf16':
         wrapper.update(type='AmpOptimWrapper', dtype='bfloat16')
@@ -150,6 +194,10 @@ def set_precision(cfg: Config, amp: bool = False, precision: str | None = None) 
 
 def _check_precision(kind: str, amp: bool, precision: str | None) -> None:
     asked = '--amp' if amp else f'--precision {precision}'
+    if amp and precision:
+        raise UserError(f'--amp and --precision {precision} exclude each other. Give one of them.')
+    if precision not in (None, 'fp32', 'fp16', 'bf16'):
+        raise UserError(f'--precision: expected fp32, fp16 or bf16, got {precision!r}.')
     if precision and kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise UserError(
             f'{asked}: expected optim_wrapper.type to be OptimWrapper or AmpOptimWrapper, got '
@@ -168,64 +216,27 @@ def _check_precision(kind: str, amp: bool, precision: str | None) -> None:
         )
 
 
-def set_resume(cfg: Config, resume: str | None) -> str | None:
-    """``'auto'`` resumes from the newest valid checkpoint of the work folder, a path from there.
-
-    A work folder without any checkpoint starts a new run, so that a job on a cluster may always be
-    given ``--resume``. Without ``resume``, checkpoints of an earlier run are moved to a folder of
-    their own, since a new run would write over them.
-
-    Returns:
-        A note for the user, or None.
-
-    Raises:
-        UserError: the file is not there, or no checkpoint of the folder is whole.
-    """
-    if resume is None:
-        aside = checkpoints.archive_previous_run(cfg.work_dir) if is_first_process() else None
-        return aside and (
-            f'{cfg.work_dir} held checkpoints of an earlier run. They are in {aside} now; to '
-            'resume that run, move them back and add --resume.'
-        )
-    notes: list[str] = []
-    if resume == 'auto':
-        # Every process looks for itself, and finds the same.
-        checkpoint, notes = checkpoints.latest_valid(cfg.work_dir)
-        if checkpoint is None:
-            return f'--resume: {cfg.work_dir} holds no checkpoint yet; this is a new run.'
-        resume = str(checkpoint)
-    elif '://' not in resume and not os.path.isfile(resume):
-        raise UserError(
-            f'--resume: there is no file {resume} (looked for {os.path.abspath(resume)}). Give '
-            'the path of a checkpoint that is there; without a path, --resume takes the newest '
-            'whole one of the work folder.'
-        )
-    cfg.resume, cfg.load_from = True, resume
-    return '\n'.join(f'--resume: {note}' for note in notes) or None
-
-
 def set_reliability(cfg: Config) -> str | None:
     """Lets the run be killed at any moment and resumed as if it had not been.
 
     mmengine's training loops are replaced by those of :mod:`~mmfocal.engine.loops`, its hook for
     checkpoints writes through :class:`~mmfocal.engine.checkpoints.AtomicBackend`, and the hooks of
     :mod:`~mmfocal.engine.hooks.run_state` and :mod:`~mmfocal.engine.hooks.provenance` are added.
-    Third-party loops and hooks for checkpoints are left as they are.
+    Third-party loops and hooks for checkpoints are left as they are. The config names the module
+    in which these parts are, so that other tools can use it as it is written down; given here
+    again, it is left as it is.
 
     Returns:
         A note for the user, or None.
     """
-    hooks = cfg.setdefault('default_hooks', {})
-    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
-    stock = checkpoint is not None and not is_third_party(checkpoint)
-    if stock and type_name(checkpoint) in ('', 'CheckpointHook', 'BestCheckpointHook'):
-        checkpoint = dict(checkpoint, type='BestCheckpointHook')
-        if 0 < checkpoint.get('max_keep_ckpts', -1) < MIN_KEPT:
-            checkpoint['max_keep_ckpts'] = MIN_KEPT
-        is_local = '://' not in str(checkpoint.get('out_dir') or cfg.get('work_dir'))
-        if is_local and not (checkpoint.get('backend_args') or checkpoint.get('file_client_args')):
-            checkpoint['backend_args'] = dict(backend='atomic')
-        hooks['checkpoint'] = checkpoint
+    if not cfg.get('default_hooks'):
+        cfg.default_hooks = {}
+    checkpoint = cfg.default_hooks.get('checkpoint', dict(interval=1))  # mmengine's default
+    if checkpoint is not None:
+        checkpoint = {'type': 'CheckpointHook', **checkpoint}
+    cfg.default_hooks.checkpoint = _reliable(checkpoint, cfg)
+    cfg.custom_hooks = [_reliable(hook, cfg) for hook in cfg.get('custom_hooks') or []]
+    _add_import(cfg, 'mmfocal.engine')
     _add_hook(cfg, dict(type='RunStateHook'))
     _add_hook(cfg, dict(type='ProvenanceHook'))
     _add_hook(cfg, dict(type='PlainCheckpointHook'))
@@ -234,6 +245,8 @@ def set_reliability(cfg: Config) -> str | None:
     if 'type' not in settings:
         settings.type = f'{"Epoch" if settings.pop("by_epoch", True) else "Iter"}BasedTrainLoop'
     kind = type_name(settings)
+    if kind in LOOPS.values():
+        return None
     if kind not in LOOPS or is_third_party(settings):
         return (
             f'train_cfg.type is {kind}: after --resume, this run may not continue exactly as it '
@@ -241,6 +254,29 @@ def set_reliability(cfg: Config) -> str | None:
         )
     settings.type = LOOPS[kind]
     return None
+
+
+def _reliable(hook: Any, cfg: Config) -> Any:
+    """A hook as it is, or if it is mmengine's for checkpoints, one that loses none of them."""
+    stock = isinstance(hook, Mapping) and not is_third_party(hook)
+    if not stock or type_name(hook) not in CHECKPOINT_HOOKS:
+        return hook
+    check_arguments('The checkpoint hook', hook, CheckpointHook, Runner.save_checkpoint)
+    hook = dict(hook, type='BestCheckpointHook')
+    if 0 < hook.get('max_keep_ckpts', -1) < MIN_KEPT:
+        hook['max_keep_ckpts'] = MIN_KEPT
+    is_local = '://' not in str(hook.get('out_dir') or cfg.get('work_dir'))
+    if is_local and not (hook.get('backend_args') or hook.get('file_client_args')):
+        hook['backend_args'] = dict(backend='atomic')
+    return hook
+
+
+def _add_import(cfg: Config, module: str) -> None:
+    custom = dict(cfg.get('custom_imports') or {})
+    names = custom.get('imports') or []
+    names = [names] if isinstance(names, str) else [*names]
+    if module not in names:
+        cfg.custom_imports = dict(custom, imports=[*names, module])
 
 
 def set_logs(cfg: Config, names: Sequence[str] | None = None) -> None:
@@ -255,52 +291,67 @@ def set_logs(cfg: Config, names: Sequence[str] | None = None) -> None:
     """
     if names is None:
         names = ['tensorboard'] if importlib.util.find_spec('tensorboard') else []
-    backends = cfg.setdefault('visualizer', dict(type='Visualizer')).setdefault(
-        'vis_backends', [dict(type='LocalVisBackend')]
-    )
+    names = [names] if isinstance(names, str) else names
+    if cfg.get('visualizer') is None:
+        cfg.visualizer = dict(type='Visualizer')
+    backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
     present = {type_name(backend) for backend in backends}
     for name in names:
+        if name not in LOGS:
+            raise UserError(f'--log-to: expected one of {", ".join(LOGS)}, got {name!r}.')
         if importlib.util.find_spec(name) is None:
             raise UserError(
                 f'--log-to {name}: the package is not installed. Run: pip install {name}'
             )
         if LOGS[name] not in present:
             backends.append(dict(type=LOGS[name]))
+    cfg.visualizer.vis_backends = backends
     _add_hook(cfg, dict(type='CurvesHook'))
 
 
 def set_stopping(cfg: Config, save_best: bool, early_stop: int | None) -> None:
     """Keeps the best checkpoint, and ends training that does not get better.
 
+    What is better, :func:`~mmfocal.engine.metrics.main_metric` says. A validation without that
+    metric is passed over, for a best checkpoint that the config itself asks for, too.
+
     Args:
-        cfg: the config; its ``default_scope`` says which metric counts, see
-            :data:`MAIN_METRICS`.
+        cfg: the config, changed in place.
         save_best: whether ``best_*.pth`` is kept beside the newest checkpoints.
         early_stop: validations without a better metric after which training ends; None for never.
 
     Raises:
-        UserError: the config does not validate, or its family has no main metric.
+        UserError: the config does not validate, does not keep checkpoints, or its evaluators have
+            no main metric.
     """
+    if early_stop is not None and (type(early_stop) is not int or early_stop < 1):
+        raise UserError(f'--early-stop: expected a number of validations, got {early_stop!r}.')
     if not save_best and early_stop is None:
         return
-    metric = MAIN_METRICS.get(cfg.get('default_scope'))
-    if metric is None or not cfg.get('val_evaluator'):
+    if not cfg.get('val_dataloader') or not cfg.get('val_evaluator'):
         raise UserError(
-            '--save-best and --early-stop compare validations; this config has no validation, or '
-            f'is none of {", ".join(MAIN_METRICS)}.'
+            f'{"--save-best" if save_best else "--early-stop"} compares validations, and this '
+            'config has none. Set val_dataloader, val_cfg and val_evaluator, or leave it out.'
         )
-    if save_best:
-        hooks = cfg.setdefault('default_hooks', {})
-        hooks.setdefault('checkpoint', dict(type='CheckpointHook')).update(
-            save_best=metric, rule='greater'
-        )
+    metric = main_metric(cfg)
+    if save_best and own_metric(cfg) is None:
+        _save_best(cfg, metric)
     if early_stop is not None:
-        if early_stop < 1:
-            raise UserError(f'--early-stop: expected a number of validations, got {early_stop}.')
         # By default mmengine wants the metric to grow by 0.1, which is a lot for an AP; with 0 it
         # takes an equal one for better.
-        stopping = dict(type='EarlyStoppingHook', rule='greater', min_delta=1e-6)
-        _add_hook(cfg, dict(**stopping, monitor=metric, patience=early_stop))
+        stopping = dict(type='EarlyStoppingHook', rule=metric.rule, min_delta=1e-6)
+        _add_hook(cfg, dict(**stopping, monitor=metric.name, patience=early_stop))
+
+
+def _save_best(cfg: Config, metric: MainMetric) -> None:
+    hooks = cfg.get('default_hooks') or {}
+    checkpoint = hooks.get('checkpoint', dict(interval=1))
+    if checkpoint is None:
+        raise UserError(
+            '--save-best: default_hooks.checkpoint is None, so that no checkpoints are kept.'
+        )
+    checkpoint = dict(checkpoint, save_best=metric.name, rule=metric.rule)
+    cfg.default_hooks = dict(hooks, checkpoint=checkpoint)
 
 
 def set_ema(cfg: Config) -> None:
@@ -320,21 +371,36 @@ def set_validation_loss(cfg: Config) -> None:
     Raises:
         UserError: the config does not validate, or its pipelines are of another form.
     """
-    if not cfg.get('val_dataloader') or cfg.get('default_scope') not in MAIN_METRICS:
+    if not cfg.get('val_dataloader') or family_of(cfg) not in FAMILIES:
         raise UserError(
-            '--val-loss: this config has no validation, or is none of '
-            f'{", ".join(MAIN_METRICS)}. Leave it out, or set val_dataloader.'
+            f'--val-loss: this config has no validation, or is none of {", ".join(FAMILIES)}. '
+            'Leave it out, or set val_dataloader.'
+        )
+    evaluators = cfg.get('val_evaluator') or []
+    evaluators = [evaluators] if isinstance(evaluators, dict) else evaluators
+    if evaluators and all(evaluator.get('format_only') for evaluator in evaluators):
+        raise UserError(
+            '--val-loss: val_evaluator only writes predictions (format_only), as for images '
+            'without annotations, and losses need them. Leave it out, or validate on other data.'
         )
     _add_hook(cfg, dict(type='ValidationLossHook', dataloader=loss_dataloader(cfg)))
 
 
 def _add_hook(cfg: Config, hook: dict) -> None:
-    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    """Adds a hook, in the place of those of its type that watch the same metric, if any."""
+
+    def does_the_same(other: Any) -> bool:
+        is_ours = isinstance(other, Mapping) and not is_third_party(other)
+        same_type = is_ours and type_name(other) == type_name(hook)
+        return same_type and other.get('monitor') == hook.get('monitor')
+
+    others = [each for each in cfg.get('custom_hooks') or [] if not does_the_same(each)]
+    cfg.custom_hooks = [*others, hook]
 
 
 def set_auto_scale_lr(cfg: Config) -> None:
     """Scales the learning rate from the recipe's batch size to the real one."""
-    if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
         raise UserError(
             f'--auto-scale-lr: {cfg.filename} does not say which batch size its learning rate is '
             'for. Add auto_scale_lr = dict(base_batch_size=16), with its own number, to it.'
@@ -347,18 +413,16 @@ def checkpoint_of(source: str) -> str:
 
     Args:
         source: a URL, a file, or the work folder of a run, whose best checkpoint is taken, and if
-            there is none its newest that is whole.
+            there is none its newest that is whole; they may lie elsewhere, where
+            ``last_checkpoint`` in that folder says.
 
     Raises:
         UserError: there is none.
     """
     if '://' in source or os.path.isfile(source):
         return source
-    if os.path.isdir(source):
-        best = sorted(Path(source).glob('best_*.pth'), key=os.path.getmtime)
-        newest = best[-1] if best else checkpoints.latest_valid(source)[0]
-        if newest is not None:
-            return str(newest)
+    if os.path.isdir(source) and (found := checkpoints.best_or_latest(Path(source))):
+        return found
     raise UserError(f'There is no checkpoint {source} (looked for {os.path.abspath(source)}).')
 
 
@@ -368,15 +432,16 @@ def set_test_time_augmentation(cfg: Config) -> None:
     Raises:
         UserError: the config does not say how, or mmdet cannot merge what the model predicts.
     """
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
         raise UserError(
             f'--tta: {cfg.filename} lacks tta_model or tta_pipeline, which say what views there '
             "are and how to merge them. For mmdet, copy both from this repository's "
             "configs/mmdet/_base_/tta_*.py; for mmseg, its data sets' and runtime's _base_ files "
             'have them.'
         )
-    has_masks = cfg.default_scope == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head')
-    if has_masks and type_name(cfg.tta_model) == 'DetTTAModel':
+    has_masks = family_of(cfg) == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head')
+    stock = type_name(cfg.tta_model) == 'DetTTAModel' and not is_third_party(cfg.tta_model)
+    if has_masks and stock:
         raise UserError(
             f'--tta: {cfg.filename} has a mask head, and DetTTAModel only merges boxes. Set '
             "tta_model.type to 'InstanceTTAModel', and name 'mmfocal.detection' among the imports "
@@ -392,7 +457,7 @@ def import_packages(cfg: Config) -> None:
     Raises:
         UserError: mmcv's operators or the family are missing, or a custom import fails.
     """
-    families = set(FAMILIES) & {cfg.get('default_scope')}
+    families = set(FAMILIES) & {family_of(cfg)}
     try:
         check_versions((*CORE, *families))
         require_mmcv_ops()
@@ -404,24 +469,32 @@ def import_packages(cfg: Config) -> None:
     import_custom_modules(cfg)
 
 
-def build_runner(cfg: Config) -> Runner:
+def build_runner(cfg: Config, start: Start | None = None) -> Runner:
     """The runner of a complete config, with the modules that it asks for imported.
 
     A run that is resumed leaves out the pretrained weights that it began with: mmengine would
     load, and perhaps download, them only to overwrite them.
 
+    Args:
+        cfg: the config; the runner writes it down as it is.
+        start: what the run begins with; None for what the config says.
+
     Raises:
-        UserError: as :func:`import_packages`.
+        UserError: as :func:`import_packages`, or a setting cannot be.
     """
     import_packages(cfg)
     if (cfg.get('randomness') or {}).get('deterministic') and torch.cuda.is_available():
         install_determinism()
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    with told_settings(cfg):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if start is not None:
+        start.apply(runner)
     runner.register_hook(NonFiniteHook())
     has_bfloat16 = (cfg.get('optim_wrapper') or {}).get('dtype') == 'bfloat16'
-    if has_bfloat16 and cfg.get('default_scope') == 'mmdet':
+    if has_bfloat16 and family_of(cfg) == 'mmdet':
         prepare_bfloat16(runner.model)
-    for module in runner.model.modules() if cfg.get('resume') else ():
+    resumes = start.resume_from if start is not None else cfg.get('resume')
+    for module in runner.model.modules() if resumes else ():
         init_cfg = getattr(module, 'init_cfg', None)
         if isinstance(init_cfg, dict) and type_name(init_cfg) in ('Pretrained', 'PretrainedInit'):
             module.init_cfg = None

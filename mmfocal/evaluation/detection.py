@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import check_file
 from mmfocal.visualization.predictions import draw_coco, palette_of
 
 from .report import Confusion, Example, Report, Table, percent, read_image
@@ -207,6 +208,7 @@ def analyze_detections(
         UserError: predictions for other images or classes than the annotations have, or
             annotations without any object.
     """
+    check_file(ann_file)
     with redirect_stdout(None):
         truth = COCO(str(ann_file))
     if not truth.anns:

@@ -15,7 +15,9 @@ import cv2
 import jinja2
 import numpy as np
 
+from mmfocal.datasets.checks import why_unreadable
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import written_atomically
 from mmfocal.visualization.predictions import SIDE
 
 
@@ -125,10 +127,9 @@ def percent(value: float) -> str:
 
 def read_image(path: Path) -> np.ndarray:
     """An image to show, ``(H, W, 3)`` of uint8, BGR."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f'{path} cannot be read; it is among the images to show.')
-    return image
+    if problem := why_unreadable(str(path)):
+        raise UserError(f'{path} {problem} It is among the images to show.')
+    return cv2.imread(str(path), cv2.IMREAD_COLOR)
 
 
 def write_report(report: Report, folder: str | Path, title: str) -> Path:
@@ -143,7 +144,6 @@ def write_report(report: Report, folder: str | Path, title: str) -> Path:
         The path of the page.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         # Names of classes and files come from others.
@@ -154,9 +154,10 @@ def write_report(report: Report, folder: str | Path, title: str) -> Path:
     environment.filters.update(cell=_cell, key=_key, image=_image, file=_file)
     page = environment.get_template('report.html.jinja').render(report=report, title=title)
     path = folder / 'report.html'
-    path.write_text(page, encoding='utf-8')
     numbers = json.dumps(report.as_numbers(), indent=1, default=float)
-    (folder / 'report.json').write_text(numbers + '\n', encoding='utf-8')
+    for target, text in ((path, page), (folder / 'report.json', numbers + '\n')):
+        with written_atomically(target) as file:
+            file.write(text.encode())
     return path
 
 

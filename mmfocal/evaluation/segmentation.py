@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from mmfocal.datasets.checks import decoded
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.predictions import draw_label_map, enlarged, palette_of
 
@@ -119,10 +119,11 @@ def analyze_segmentations(
 
 def _predicted(path: Path, folder: str | Path, first_label: int) -> np.ndarray:
     file = Path(folder) / f'{path.stem}.png'
-    found = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
-    if found is None:
+    try:
+        found = decoded(str(file))
+    except ValueError as error:
         raise UserError(
-            f'There is no label map {file} for {path.name}. Expected predictions of the test set '
+            f'{file}, the label map for {path.name}, {error} Expected predictions of the test set '
             'of this config, as tools/test.py --out writes them.'
-        )
+        ) from error
     return found - np.uint8(first_label)

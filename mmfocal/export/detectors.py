@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmfocal.utils.config import type_name
 from mmfocal.utils.errors import UserError
 
 from .graphs import ImageGraph
@@ -289,7 +290,9 @@ class Suppression(nn.Module):
     def __init__(self, test_cfg: dict) -> None:
         super().__init__()
         settings = dict(test_cfg.nms)
-        kind, threshold = settings.pop('type', 'nms'), settings.pop('iou_threshold', None)
+        kind = type_name(settings) or 'nms'
+        settings.pop('type', None)
+        threshold = settings.pop('iou_threshold', None)
         if kind != 'nms' or threshold is None or settings:
             raise UserError(
                 "Non-maximum suppression is exported that is dict(type='nms', iou_threshold=...), "

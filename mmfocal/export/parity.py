@@ -166,9 +166,9 @@ def relative_difference(got: np.ndarray, expected: Tensor) -> float:
     """
     if got.shape != tuple(expected.shape):
         raise ValueError(f'expected an output of {tuple(expected.shape)}, got {got.shape}')
-    if not np.isfinite(got).all():  # a maximum would not show NaN
-        return float('inf')
     expected = expected.double().numpy()
+    if not (np.isfinite(got).all() and np.isfinite(expected).all()):
+        return float('inf')  # a maximum over images would not show NaN
     largest = np.abs(expected).max(initial=0)
     return float(np.abs(got - expected).max(initial=0) / max(largest, 1e-30))
 
@@ -204,6 +204,10 @@ def _detections(
             others += int((right != ours).sum())
     if len(got) > 4:
         row['masks'] = others / max(pixels, 1)
+    # NaN is equal to nothing, so that a few would pass among those without a counterpart.
+    for name, values in zip(('boxes', 'scores', 'labels', 'images', 'masks'), got, strict=False):
+        if not np.isfinite(values).all():
+            row[name] = float('inf')
     return row, matched
 
 

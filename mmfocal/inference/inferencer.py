@@ -21,8 +21,10 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from mmfocal.datasets.checks import check_lists
 from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_config
 from mmfocal.engine.settings import checkpoint_of, import_packages
+from mmfocal.utils.config import family_of
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.view import test_dataset
 from mmfocal.weights.classifier import load_classifier
@@ -95,7 +97,7 @@ class Inferencer:
         self.device = _device(device)
         self.name = str(cfg.filename or 'config')
         self.checkpoint = checkpoint_of(os.fspath(checkpoint))
-        family = cfg.get('default_scope')
+        family = family_of(cfg)
         if family not in TASKS:
             raise UserError(
                 f'{self.name}: default_scope is {family!r}; predictions can be made with configs '
@@ -339,6 +341,7 @@ def _classes(checkpoint: dict, dataset: ConfigDict) -> tuple[tuple[str, ...], An
 
     The data set is not built: that may need annotations, which are not here.
     """
+    check_lists(dataset)
     kind = dataset.type
     if isinstance(kind, str):
         with DATASETS.switch_scope_and_registry(None) as registry:

@@ -19,8 +19,9 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from mmfocal.datasets.checks import leaves_folder, read_image, unfit_pixels
+from mmfocal.datasets.checks import check_size, leaves_folder, read_image, unfit_pixels
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import why_no_file
 
 # In folders and among the matches of a pattern; a file that is named itself may end in anything.
 IMAGES = frozenset(
@@ -33,6 +34,8 @@ WRITABLE = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
 
 # Frames that containers count and do not have, as a share of all, in files that are whole.
 MAX_MISSING_FRAMES = 0.05
+# What text that only names other files begins with. FFmpeg would read those, again and again.
+PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'<')
 # Frames in a second: of cameras, and of videos that say nothing or more than the other.
 RATE, MAX_RATE = 25.0, 1000.0
 
@@ -252,6 +255,8 @@ def count_images(inputs: Sequence[Input], every: int = 1) -> int | None:
 
 def count_frames(path: str | os.PathLike) -> int:
     """How many frames a video says that it has; 0 if it cannot be opened."""
+    if _why_no_video(path):
+        return 0
     capture = cv2.VideoCapture(os.fspath(path))
     declared = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     capture.release()
@@ -318,10 +323,13 @@ def _frames(given: Input, loader: Loader, every: int) -> Iterator[LoadedImage]:
     Raises:
         ValueError: it cannot be opened, or it ends too early.
     """
+    if given.kind == 'video' and (problem := _why_no_video(given.path)):
+        raise ValueError(problem)
     capture = cv2.VideoCapture(_address(given))
     try:
         if not capture.isOpened():
             raise ValueError(_why_unopened(given))
+        check_size(capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         # A file that grows, or a stream, declares nothing that makes sense.
         declared = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         rate = capture.get(cv2.CAP_PROP_FPS) if given.kind == 'video' else RATE
@@ -348,8 +356,20 @@ def _frames(given: Input, loader: Loader, every: int) -> Iterator[LoadedImage]:
 def _why_unopened(given: Input) -> str:
     if given.kind == 'camera':
         return 'is no camera that can be opened.'
-    if os.path.getsize(given.path) == 0:
-        return 'is empty (0 bytes).'
     return (
         'is no video that OpenCV can open; it may be cut off or of a kind that it does not know.'
     )
+
+
+def _why_no_video(path: str | os.PathLike) -> str | None:
+    """What keeps OpenCV from opening a video without waiting for anything else."""
+    if problem := why_no_file(path):
+        return problem
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(64)
+    except OSError as error:
+        return f'cannot be read: {error.strerror}.'
+    if start.lstrip().startswith(PLAYLISTS):
+        return 'is a list of other files, no video. Give the videos that it names.'
+    return None

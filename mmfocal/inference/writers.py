@@ -15,7 +15,7 @@ import numpy as np
 from mmengine.structures import BaseDataElement
 
 from mmfocal.utils.errors import UserError
-from mmfocal.utils.files import written_atomically
+from mmfocal.utils.files import check_target, written_atomically
 from mmfocal.visualization.predictions import Colour
 
 from .inputs import Input, LoadedImage, count_frames
@@ -214,6 +214,8 @@ class Videos:
         self._rate = image.rate / (self.every if source.kind == 'video' else 1)
         self._path = self.layout.video(image)
         self._temporary = self._path.with_name(f'.{self._path.name}.part.mp4')
+        for path in (self._path, self._temporary):
+            check_target(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._shape, self._written = drawn.shape, 0
         codec = cv2.VideoWriter_fourcc(*'mp4v')

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
-from mmengine.model.weight_init import PretrainedInit, trunc_normal_, update_init_info
+from mmengine.model.weight_init import trunc_normal_, update_init_info
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmfocal.geometry import FocalGeometry, FocalKeys, WindowGeometry
+from mmfocal.utils.config import type_name
 from mmfocal.weights import load_pretrained
 
 from .focal_self_attention import FocalSelfAttention
@@ -498,7 +499,9 @@ class FocalTransformer(BaseModule):
         """
         init_cfg = self.init_cfg or []
         settings = [init_cfg] if isinstance(init_cfg, dict) else init_cfg
-        pretrained = [cfg for cfg in settings if cfg['type'] in ('Pretrained', PretrainedInit)]
+        pretrained = [
+            cfg for cfg in settings if type_name(cfg) in ('Pretrained', 'PretrainedInit')
+        ]
         loads = not self.is_init
         self.init_cfg = [cfg for cfg in settings if cfg not in pretrained]
         try:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.registry import Registry
 from mmengine.utils import import_modules_from_strings
 
+from .compat import FAMILIES
 from .errors import UserError
 
 SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmfocal')
@@ -18,16 +23,13 @@ def type_name(config: Any) -> str:
 
     Args:
         config: a dict with ``type``, or such a type: a name (``'CocoDataset'``), one with a scope
-            or a module (``'mmdet.CocoDataset'``), or the class itself, as in configs that import.
+            or a module (``'mmdet.CocoDataset'``), the class itself, or mmengine's stand-in for a
+            class that a pure-Python config imports.
 
     Returns:
         ``'CocoDataset'`` for all of these, ``''`` for a dict without ``type``.
     """
-    kind = config.get('type') if isinstance(config, Mapping) else config
-    if kind is None:
-        return ''
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
-    return name.rpartition('.')[2]
+    return _path(config).rpartition('.')[2]
 
 
 def is_third_party(config: Any) -> bool:
@@ -39,10 +41,70 @@ def is_third_party(config: Any) -> bool:
     Args:
         config: as for :func:`type_name`.
     """
+    return package_of(config) not in ('', *SCOPES)
+
+
+def package_of(config: Any) -> str:
+    """The scope or package that a config's type names, ``''`` if it is a name alone.
+
+    Args:
+        config: as for :func:`type_name`.
+    """
+    scope, dot, _ = _path(config).partition('.')
+    return scope if dot else ''
+
+
+def _path(config: Any) -> str:
+    """A type as text, with its scope or module where it has one."""
     kind = config.get('type') if isinstance(config, Mapping) else config
-    where = kind if isinstance(kind, str) else f'{getattr(kind, "__module__", "mmengine")}.'
-    scope, dot, _ = where.partition('.')
-    return bool(dot) and scope not in SCOPES
+    if isinstance(kind, str) or kind is None:
+        return kind or ''
+    if isinstance(kind, LazyObject | LazyAttr):
+        # For every other attribute they give another stand-in, so they cannot be asked.
+        return f'{kind.module}.{kind}'
+    module = getattr(kind, '__module__', SCOPES[0])
+    return f'{module}.{getattr(kind, "__name__", kind)}'
+
+
+def family_of(config: Mapping) -> str | None:
+    """The package that a whole config is for: its ``default_scope``, or that of its model's class.
+
+    Pure-Python configs name no scope, since they import their classes.
+
+    Returns:
+        Such as ``'mmdet'``; None if neither says one.
+    """
+    scope, model = config.get('default_scope'), config.get('model')
+    if scope or not isinstance(model, Mapping):
+        return scope or None
+    kind = model.get('type')
+    bases = [_path(base) for base in getattr(kind, '__mro__', [kind])]
+    packages = (base.partition('.')[0] for base in bases)
+    return next((package for package in packages if package in FAMILIES), None)
+
+
+def class_of(config: Any, registry: Registry, scope: str | None) -> type | None:
+    """The class that a config builds.
+
+    Args:
+        config: as for :func:`type_name`.
+        registry: where names are looked up; a root of mmengine.
+        scope: of names without one, such as the ``default_scope`` of the whole config.
+
+    Returns:
+        The class, or None if there is none of that name, or it cannot be imported.
+    """
+    kind = config.get('type') if isinstance(config, Mapping) else config
+    try:
+        if isinstance(kind, LazyObject | LazyAttr):
+            kind = kind.build()
+        if isinstance(kind, str):
+            with suppress(ImportError):  # of a package that registers elsewhere
+                importlib.import_module(f'{scope or registry.scope}.registry')
+            kind = registry.children.get(scope, registry).get(kind)
+    except Exception:  # imports of packages may raise anything
+        return None
+    return kind if isinstance(kind, type) else None
 
 
 def import_custom_modules(cfg: Config) -> None:

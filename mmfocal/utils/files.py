@@ -1,8 +1,10 @@
-"""Files that are there as a whole or not at all."""
+"""Files: written whole or not at all, and opened only where that cannot block."""
 
 from __future__ import annotations
 
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +12,59 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import UserError
+
+# Names of temporary files; those of earlier commits had no ending.
+_ENDING = '.mmfocal'
+_TEMPORARY = re.compile(rf'\.(.+)\.[0-9a-f]{{8}}(?:{re.escape(_ENDING)})?')
+KINDS = {
+    stat.S_IFDIR: 'a folder',
+    stat.S_IFIFO: 'a named pipe',
+    stat.S_IFSOCK: 'a socket',
+    stat.S_IFCHR: 'a device',
+    stat.S_IFBLK: 'a device',
+}
+
+
+def why_no_file(path: str | os.PathLike) -> str | None:
+    """Why a path is no ordinary file with content, as part of a sentence; None if it is one.
+
+    Nothing is opened: opening a named pipe waits for a writer, and a device may never end. The
+    files of ``/proc`` that wait for news say that they are empty.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return 'is a link to what is missing.' if os.path.islink(path) else 'is missing.'
+    except PermissionError:
+        return 'may not be read: its permissions forbid it.'
+    except (OSError, ValueError) as error:  # links in a circle, names that cannot be
+        return f'cannot be opened: {getattr(error, "strerror", None) or error}.'
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), 'of another kind')
+        return f'is {kind}; expected an ordinary file.'
+    return None if found.st_size else 'is empty (0 bytes).'
+
+
+def check_file(path: str | os.PathLike) -> None:
+    """Raises UserError if a path is no ordinary file with content."""
+    if problem := why_no_file(path):
+        raise UserError(f'{path} {problem}')
+
+
+def check_folder(path: str | os.PathLike) -> None:
+    """Raises UserError if a folder can be neither found nor made there, since a file is."""
+    path = Path(path).absolute()
+    existing = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not os.path.isdir(existing):
+        raise UserError(f'{path} can be no folder: {existing} is none. Choose another name.')
+
+
+def check_target(path: str | os.PathLike) -> None:
+    """Raises UserError if there is anything but a file in the place of a file to be written."""
+    path = Path(path).absolute()
+    check_folder(path.parent)
+    if os.path.exists(path) and not os.path.isfile(path):  # pathlib raises for long names
+        raise UserError(f'{path} cannot be written: it {why_no_file(path)} Choose another name.')
 
 
 @contextmanager
@@ -20,10 +75,12 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     there.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written; what to do.
+        UserError: the disk is full, the folder cannot be written, or there is something else
+            than a file under that name; what to do.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    check_target(path)
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}{_ENDING}')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, 'xb') as file:
@@ -40,6 +97,19 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # it is gone, or was never there
             temporary.unlink()
+
+
+def intended_name(temporary: str) -> str | None:
+    """The name that a temporary file of :func:`written_atomically` was to take.
+
+    Args:
+        temporary: the name of a file that a process may have left when it was killed.
+
+    Returns:
+        None if it cannot be such a file.
+    """
+    match = _TEMPORARY.fullmatch(temporary)
+    return match and match[1]
 
 
 def _sync_folder(folder: Path) -> None:

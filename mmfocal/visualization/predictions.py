@@ -27,6 +27,8 @@ from mmengine.visualization.vis_backend import BaseVisBackend
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
+from mmfocal.datasets.checks import why_unreadable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -387,10 +389,9 @@ def draw_segmentations(
 
 
 def _read(path: Path, mode: int) -> np.ndarray:
-    image = cv2.imread(str(path), mode)
-    if image is None:
-        raise FileNotFoundError(f'There is no image {path}, or it cannot be read.')
-    return image
+    if problem := why_unreadable(str(path)):
+        raise FileNotFoundError(f'The image {path} {problem}')
+    return cv2.imread(str(path), mode)
 
 
 def _tiled(sources: Sequence[Any], pair: Callable[[Any], list[np.ndarray]]) -> Figure:

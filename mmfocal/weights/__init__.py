@@ -4,9 +4,10 @@ The models are not known here: what differs by model is asked of the module.
 """
 
 from .authors import authors_version, from_authors
+from .contents import CheckpointError
 from .layouts import read_weights
 from .loading import LoadReport, load_pretrained
-from .safe_loading import CheckpointError, install_safe_loading, load_checkpoint_file
+from .safe_loading import install_safe_loading, load_checkpoint_file
 
 __all__ = [
     'CheckpointError',

@@ -13,9 +13,10 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from .contents import CheckpointError, refuse_unusable
 from .layouts import state_dict_of
 from .loading import LoadReport, load_pretrained
-from .safe_loading import CheckpointError, load_checkpoint_file
+from .safe_loading import load_checkpoint_file
 
 
 def load_classifier(
@@ -43,7 +44,6 @@ def load_classifier(
     if not isinstance(checkpoint, Mapping):
         source = str(checkpoint)
         checkpoint = load_checkpoint_file(checkpoint, sha256=options.pop('sha256', None))
-    report = load_pretrained(model.backbone, checkpoint, source=source, log=False, **options)
     # Names in the model by those in the file. timm's head holds its linear layer as fc.
     places = {
         f'{theirs}.{kind}': f'{ours}.{kind}'
@@ -68,6 +68,8 @@ def load_classifier(
                 'model.head.num_classes to that of the file.'
             )
         tensors[place] = tensor
+    refuse_unusable(tensors, source)
+    report = load_pretrained(model.backbone, checkpoint, source=source, log=False, **options)
     model.load_state_dict(tensors, strict=False)
     loaded = [f'backbone.{name}' for name in report.loaded]
     new = [f'backbone.{name}' for name in report.new]

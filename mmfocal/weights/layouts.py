@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .safe_loading import CheckpointError
+from .contents import CheckpointError, problem_of, refuse
 
 CONTAINERS = ('state_dict', 'model', 'module')
 
@@ -168,7 +168,8 @@ def read_weights(checkpoint: Mapping[str, Any], source: str, prefix: str | None 
         The weights. Tensors are not copied, except those of patch mergings.
 
     Raises:
-        CheckpointError: the file holds no weights of a Focal or Swin Transformer.
+        CheckpointError: the file holds no weights of a Focal or Swin Transformer, or such that
+            nothing can be computed with; which ones.
     """
     state_dict = state_dict_of(checkpoint, source)
     # A relative that looks alike and computes something else.
@@ -180,7 +181,7 @@ def read_weights(checkpoint: Mapping[str, Any], source: str, prefix: str | None 
     for layout in LAYOUTS:
         found = _prefix(layout, state_dict)
         if found is not None and prefix in (None, found):
-            return _weights(layout, found, state_dict)
+            return _weights(layout, found, _container(checkpoint), source)
     keys = ', '.join(list(state_dict)[:4])
     under = f' under {prefix!r}' if prefix else ''
     raise CheckpointError(
@@ -193,19 +194,34 @@ def state_dict_of(checkpoint: Mapping[str, Any], source: str) -> dict[str, Tenso
     """Tensors by their names in a loaded file, found below :data:`CONTAINERS`.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there are none, or names are no text.
     """
-    state_dict = checkpoint if isinstance(checkpoint, Mapping) else {}
-    for container in CONTAINERS:
-        if isinstance(state_dict.get(container), Mapping):
-            state_dict = state_dict[container]
-    tensors = {key: value for key, value in state_dict.items() if torch.is_tensor(value)}
+    tensors = {
+        key: value for key, value in _container(checkpoint).items() if torch.is_tensor(value)
+    }
+    refuse(
+        {
+            key: f'is a name of type {type(key).__name__}, no text'
+            for key in tensors
+            if not isinstance(key, str)
+        },
+        source,
+    )
     if not tensors:
         found = f'a {type(checkpoint).__name__}'
         if isinstance(checkpoint, Mapping):
             found = ', '.join(map(str, list(checkpoint)[:4])) or 'nothing'
         raise CheckpointError(f'{source} holds no state dict: no tensors by name, but {found}.')
     return tensors
+
+
+def _container(checkpoint: Mapping[str, Any]) -> Mapping[Any, Any]:
+    """The innermost state dict in a loaded file, with whatever else is in it."""
+    state_dict = checkpoint if isinstance(checkpoint, Mapping) else {}
+    for container in CONTAINERS:
+        if isinstance(state_dict.get(container), Mapping):
+            state_dict = state_dict[container]
+    return state_dict
 
 
 def _prefix(layout: Layout, state_dict: Mapping[str, Tensor]) -> str | None:
@@ -220,26 +236,45 @@ def _prefix(layout: Layout, state_dict: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _weights(layout: Layout, prefix: str, state_dict: Mapping[str, Tensor]) -> Weights:
-    tensors, left_out = {}, []
+def _weights(layout: Layout, prefix: str, state_dict: Mapping[str, Any], source: str) -> Weights:
+    tensors, left_out, problems = {}, [], {}
     for key, value in state_dict.items():
-        own = key.removeprefix(prefix)
-        if not key.startswith(prefix):
-            name = None
-        elif layout.replacements:
-            name = our_name(own, layout.replacements)
-        else:  # ours, with whatever parameters other norms have
-            name = (
-                own if re.match(r'(patch_embed|stages|norm\d|absolute_pos_embed)\b', own) else None
-            )
+        if not isinstance(key, str):
+            continue
+        name = _name(layout, key.removeprefix(prefix)) if key.startswith(prefix) else None
         if name is None:
-            left_out.append(key)
-        elif name == 'absolute_pos_embed' and value.dim() == 3:
-            # Tokens of a square map, (1, H*W, C), as in files of both groups of authors.
-            side = round(value.shape[1] ** 0.5)
-            tensors[name] = value.unflatten(1, (side, -1)).permute(0, 3, 1, 2)
-        elif layout.merging and '.downsample.' in name:
-            tensors[name] = layout.merging(value)
-        else:
-            tensors[name] = value
+            if torch.is_tensor(value):
+                left_out.append(key)
+            continue
+        if problem := _problem(name, value):
+            problems[key] = problem
+            continue
+        try:
+            tensors[name] = _arranged(layout, name, value)
+        except (IndexError, RuntimeError):
+            problems[key] = f'has the odd shape {tuple(value.shape)}'
+    refuse(problems, source)
     return Weights(layout.title, tensors, tuple(left_out))
+
+
+def _name(layout: Layout, own: str) -> str | None:
+    if layout.replacements:
+        return our_name(own, layout.replacements)
+    # Ours, with whatever parameters other norms have.
+    return own if re.match(r'(patch_embed|stages|norm\d|absolute_pos_embed)\b', own) else None
+
+
+def _problem(name: str, value: Any) -> str | None:
+    if not torch.is_tensor(value):
+        return f'is of type {type(value).__name__}, no tensor'
+    return problem_of(value, name)
+
+
+def _arranged(layout: Layout, name: str, value: Tensor) -> Tensor:
+    if name == 'absolute_pos_embed' and value.dim() == 3:
+        # Tokens of a square map, (1, H*W, C), as in files of both groups of authors.
+        side = round(value.shape[1] ** 0.5)
+        return value.unflatten(1, (side, -1)).permute(0, 3, 1, 2)
+    if layout.merging and '.downsample.' in name:
+        return layout.merging(value)
+    return value

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmfocal.geometry import WindowGeometry
 
+from .contents import CheckpointError, problem_of, refuse
 from .layouts import Weights, read_weights
 from .resizing import (
     INTERPOLATIONS,
@@ -23,7 +24,7 @@ from .resizing import (
     resize_pool,
     resize_ring_table,
 )
-from .safe_loading import CheckpointError, load_checkpoint_file
+from .safe_loading import load_checkpoint_file
 
 # What to do without the weights that a config begins with.
 ELSEWHERE = """You can:
@@ -136,6 +137,14 @@ def _fit(
     """The file's tensors as the model takes them."""
     own = model.state_dict()
     tensors = dict(weights.tensors)
+    refuse(
+        {
+            name: problem
+            for name, value in tensors.items()
+            if (problem := _problem(name, value, own.get(name)))
+        },
+        source,
+    )
     _check_architecture(model, tensors, source, weights.layout)
     report = LoadReport(source, weights.layout, left_out=list(weights.left_out))
     if _merges(own) != _merges(tensors):
@@ -155,7 +164,7 @@ def _fit(
             continue
         try:
             fitted[name] = _resized(name, value, tensors, geometries, interpolation)
-        except (RuntimeError, ValueError) as error:
+        except (IndexError, KeyError, RuntimeError, ValueError) as error:
             misfits.append(f'{name}: {error}')
             continue
         if fitted[name].shape != own[name].shape:
@@ -171,9 +180,23 @@ def _fit(
             report.new.append(name)
             if name.endswith(f'{_TABLE}_to_neighbors'):
                 block = _BLOCK.match(name)[0]
-                table = fitted[f'{block}position_bias.{_TABLE}']
+                table_name = f'{block}position_bias.{_TABLE}'
+                table = fitted.get(table_name, own[table_name])
                 fitted[name] = missing_ring(ring, table, own[name], geometries[block])
     return fitted, report
+
+
+def _problem(name: str, value: Tensor, own: Tensor | None) -> str | None:
+    """Why a tensor cannot be fitted to the model's, whatever windows either is for."""
+    if own is None:
+        is_counter = not value.is_floating_point()  # num_batches_tracked of another norm
+        return None if value.dim() or is_counter else 'is a single number'
+    if value.dim() != own.dim():
+        return f'is {tuple(value.shape)}, not {tuple(own.shape)}'
+    if value.is_floating_point() != own.is_floating_point():
+        return f'is {value.dtype}, not {own.dtype}'
+    # A finite number may be none in a type of fewer bits.
+    return problem_of(value.to(own.dtype), name) if value.dtype != own.dtype else None
 
 
 def _resized(

@@ -3,9 +3,9 @@
 A PyTorch checkpoint is a pickle, and a pickle is a program. PyTorch's ``weights_only`` mode runs
 it on a list of harmless functions, but mmengine's own files need two that are not: ``getattr``,
 and ``HistoryBuffer``, an object whose attributes a file may set. Together they let a file run any
-code. Here both are replaced: ``getattr`` by a function that knows the four statistics of a
-``HistoryBuffer`` and nothing else, ``HistoryBuffer`` by a class that takes two arrays of numbers
-and nothing else. Nothing falls back to unsafe loading.
+code. Here both are replaced, see ``stand_ins.py``: ``getattr`` by a function that knows the four
+statistics of a ``HistoryBuffer`` and nothing else, ``HistoryBuffer`` by a class that takes two
+arrays of numbers and nothing else. Nothing falls back to unsafe loading.
 
 Upstream gaps that this closes: mmengine 0.10.7 cannot load its own files on torch >= 2.6 and loads
 URLs without ``weights_only``; onedl-mmengine 0.10.12 loads unsafely what it cannot load safely;
@@ -20,22 +20,26 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NoReturn
-from urllib.error import URLError
+from http.client import HTTPException
+from typing import Any
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
-import numpy as np
 import torch
 from mmengine.fileio import get_local_path
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import written_atomically
 
+from .archives import check_archive, check_old_file, is_archive
+from .contents import CheckpointError, refuse_unusable
+from .pickles import Refused
+from .stand_ins import SAFE_GLOBALS, restored
 
-class CheckpointError(UserError):
-    """A checkpoint is missing, damaged, or holds more than data. The message is for users."""
+# PyTorch's pattern, which also takes fewer digits, as in focal-224.pth.
+_HASH = re.compile(r'-([0-9a-f]{8,})\.')
 
 
 def load_checkpoint_file(
@@ -87,8 +91,13 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
 
     Leaves out the texts of configs that a file may hold: mmengine runs one on resume, and its
     inferencers another if they are given a checkpoint and no config.
+
+    Raises:
+        CheckpointError: as for :func:`load_checkpoint_file`, or tensors of a model are no weights
+            that anything can be computed with; which ones.
     """
     checkpoint = load_checkpoint_file(filename, map_location)
+    _check_weights(checkpoint, filename)
     for path in (('meta',), ('message_hub', 'runtime_info')):
         holder = checkpoint
         for key in path:
@@ -97,6 +106,17 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
             holder.pop('cfg', None)
             holder.pop('config', None)
     return checkpoint
+
+
+def _check_weights(checkpoint: Any, source: str) -> None:
+    """Refuses what loads by name and computes nothing: mmengine asks for shapes only."""
+    if not isinstance(checkpoint, dict):
+        return
+    whole = [checkpoint] if 'state_dict' not in checkpoint else []
+    found = [checkpoint.get(key) for key in ('state_dict', 'ema_state_dict')]
+    for tensors in (*whole, *found):
+        if isinstance(tensors, dict):
+            refuse_unusable(tensors, source)
 
 
 # --- Where it comes from ----------------------------------------------------------------------
@@ -162,26 +182,52 @@ def _url_of(source: str) -> str | None:
 def _downloaded(url: str) -> str:
     """Path of the file at ``url``, downloaded unless it is there.
 
-    A name like ``model-1a2b3c4d.pth`` holds the beginning of the file's SHA-256, which is checked.
+    A name like ``model-1a2b3c4d.pth`` holds the beginning of the file's SHA-256, which is compared
+    each time.
     """
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    os.makedirs(folder, exist_ok=True)
     name = os.path.basename(urlparse(url).path)
-    known = torch.hub.HASH_REGEX.search(name)
-    if not known:  # many sites have a file latest.pth
-        name = f'{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name}'
-    path = os.path.join(folder, name)
+    known = _HASH.search(name)
+    # Many sites have a file latest.pth; names have 255 characters at most.
+    key = hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = os.path.join(folder, f'{key}-{name[-128:]}')
     if not os.path.exists(path):
         try:
-            torch.hub.download_url_to_file(
-                url, path, hash_prefix=known.group(1) if known else None, progress=False
-            )
-        except (URLError, OSError, RuntimeError) as error:
+            _download(url, path, known[1] if known else '')
+        except (HTTPException, OSError, ValueError, UserError) as error:
             raise CheckpointError(
                 f'{url} could not be downloaded: {error}. Download it by other means and give its '
                 'path instead.'
             ) from error
+    elif known:
+        _check_hash(path, url, known[1])
     return path
+
+
+def _download(url: str, path: str, sha256: str) -> None:
+    """Writes what is at ``url``, as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be reached, or the connection broke off.
+        ValueError: it is another file than ``sha256`` says.
+        UserError: the file cannot be written.
+    """
+    digest, length = hashlib.sha256(), 0
+    with (
+        urlopen(Request(url, headers={'User-Agent': 'mmfocal'}), timeout=60) as response,
+        written_atomically(path) as file,
+    ):
+        while chunk := response.read(1 << 20):
+            file.write(chunk)
+            digest.update(chunk)
+            length += len(chunk)
+        expected = response.headers.get('Content-Length')
+        if expected is not None and length != int(expected):
+            raise ValueError(f'it broke off after {length:,} of {int(expected):,} bytes')
+        if not digest.hexdigest().startswith(sha256):
+            raise ValueError(
+                f'its hash is {digest.hexdigest()}, and not {sha256}... as its name says'
+            )
 
 
 # --- What is in it ----------------------------------------------------------------------------
@@ -189,11 +235,12 @@ def _downloaded(url: str) -> str:
 
 def _load(path: str, source: str, map_location: Any) -> dict:
     try:
+        (check_archive if is_archive(path) else check_old_file)(path)
         with _only_safe_globals():
             loaded = torch.load(path, map_location=map_location, weights_only=True)
-        return _restored(loaded)
+        return restored(loaded, os.path.getsize(path))
     except Exception as error:  # damage shows itself in many ways
-        if isinstance(error, pickle.UnpicklingError) and (reason := _refusal(str(error))):
+        if isinstance(error, pickle.UnpicklingError) and (reason := _refusal(error)):
             raise CheckpointError(
                 f'{source} was refused: {reason} A checkpoint is loaded as data here, and code in '
                 'it is never run. If you trust its origin, have its author save tensors only '
@@ -216,15 +263,23 @@ def _load_safetensors(path: str, source: str, map_location: Any) -> dict:
         # As bytes: tensors of a mapped file would change with it.
         with open(path, 'rb') as file:
             tensors = safetensors.torch.load(file.read())
-    except safetensors.SafetensorError as error:
+    except KeyError as error:
+        raise CheckpointError(
+            f'{source} holds tensors of type {error}, which this version of safetensors does not '
+            'read into PyTorch. Have its author save them as float32, float16 or bfloat16.'
+        ) from error
+    except Exception as error:  # damage shows itself in many ways
         raise CheckpointError(f'{source} is no valid safetensors file: {error}') from error
     if map_location is not None:
         tensors = {name: tensor.to(map_location) for name, tensor in tensors.items()}
     return tensors
 
 
-def _refusal(text: str) -> str | None:
+def _refusal(error: pickle.UnpicklingError) -> str | None:
     """What a file was refused for, out of torch's long message; None if it is no refusal."""
+    text = str(error)
+    if isinstance(error, Refused):
+        return text.removeprefix('mmfocal: ')
     if asked_for := re.search(r'GLOBAL (\S+)', text):
         return f'it asks for {asked_for[1]}.'
     if ours := re.search(r'mmfocal: (.*?\.)(?=\s|$)', text):
@@ -232,95 +287,6 @@ def _refusal(text: str) -> str | None:
     if re.search('Trying to|Can only', text):
         return 'it holds more than tensors, numbers and text.'
     return None
-
-
-# --- Stand-ins for what files of mmengine ask for ---------------------------------------------
-# A file is read with these in place of the real things, which are made from them afterwards: no
-# code of numpy or mmengine sees what a file says before it is checked.
-
-
-def _refuse(what: str) -> NoReturn:
-    raise pickle.UnpicklingError(f'mmfocal: {what}.')
-
-
-class _DType:
-    """Stands in for ``numpy.dtype``; numbers only."""
-
-    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
-        self.dtype = np.dtype(code) if isinstance(code, str) else _refuse('odd numpy type')
-        if self.dtype.kind not in 'biufc':
-            _refuse(f'it holds numpy values of type {code!r}, which are no numbers')
-
-    def __setstate__(self, state: tuple) -> None:
-        _version, order, *rest = state
-        if order not in ('<', '>', '|', '=') or rest[:3] != [None] * 3:
-            _refuse('odd numpy type')
-        self.dtype = self.dtype.newbyteorder(order)
-
-
-class _Array:
-    """Stands in for ``numpy.ndarray``."""
-
-    value = None
-
-    def __setstate__(self, state: tuple) -> None:
-        _version, shape, dtype, fortran, data = state
-        if type(dtype) is not _DType or type(data) is not bytes:
-            _refuse('odd numpy array')
-        flat = np.frombuffer(data, dtype.dtype)
-        self.value = flat.reshape(shape, order='F' if fortran else 'C').copy()
-
-
-class _Buffer:
-    """Stands in for ``HistoryBuffer``."""
-
-    value = None
-
-    def __setstate__(self, state: dict) -> None:
-        # Its statistics are those of the class; a file has no say in them.
-        log, count = state['_log_history'], state['_count_history']
-        if type(log) is not _Array or type(count) is not _Array:
-            _refuse('odd HistoryBuffer')
-        self.value = HistoryBuffer(log.value, count.value, int(state['max_length']))
-
-
-def _reconstruct(kind: type, shape: tuple, code: bytes) -> _Array:
-    """Stands in for the function of numpy that makes an empty array, of any class."""
-    return _Array() if kind is _Array else _refuse('odd kind of numpy array')
-
-
-def _scalar(dtype: _DType, data: bytes) -> np.generic:
-    """Stands in for the function of numpy that makes a scalar, of any type."""
-    if type(dtype) is not _DType or type(data) is not bytes:
-        _refuse('odd numpy scalar')
-    return np.frombuffer(data, dtype.dtype, count=1)[0]
-
-
-def _empty_bytes() -> bytes:
-    """Stands in for ``bytes``, of which files only need the content of an empty array."""
-    return b''
-
-
-def _getattr(owner: Any, name: str) -> str:
-    """Stands in for ``getattr``, which files need only for a buffer's statistics."""
-    if owner is not _Buffer or name not in ('min', 'max', 'current', 'mean'):
-        _refuse('it asks for builtins.getattr')
-    return name
-
-
-# What a file may ask for beyond torch's own list, and what it gets: all that mmengine writes.
-SAFE_GLOBALS = [
-    (_Buffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-    (_getattr, 'builtins.getattr'),
-    (_empty_bytes, 'builtins.bytes'),
-    (_Array, 'numpy.ndarray'),
-    (_DType, 'numpy.dtype'),
-    # numpy 1 and 2
-    (_reconstruct, 'numpy.core.multiarray._reconstruct'),
-    (_reconstruct, 'numpy._core.multiarray._reconstruct'),
-    (_scalar, 'numpy.core.multiarray.scalar'),
-    (_scalar, 'numpy._core.multiarray.scalar'),
-]
 
 
 @contextmanager
@@ -334,25 +300,3 @@ def _only_safe_globals() -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(others)
-
-
-def _restored(value: Any) -> Any:
-    """The loaded content in plain containers, with stand-ins replaced by the real things.
-
-    A file may set attributes on an ``OrderedDict`` that change how it is copied later; only
-    ``_metadata`` of state dicts is kept.
-    """
-    if isinstance(value, (_Array, _Buffer)):
-        return value.value
-    if isinstance(value, _DType):
-        return value.dtype
-    if isinstance(value, dict):
-        # Counter and OrderedDict stay what they are.
-        restored = type(value)({key: _restored(item) for key, item in value.items()})
-        metadata = getattr(value, '_metadata', None)
-        if isinstance(metadata, dict):
-            restored._metadata = _restored(metadata)
-        return restored
-    if type(value) in (list, tuple, set):
-        return type(value)(_restored(item) for item in value)
-    return value

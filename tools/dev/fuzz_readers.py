@@ -1,15 +1,20 @@
 """Changes checkpoints, annotations and images at random, and reads what comes out.
 
-`PYTHONPATH=tests python -m tools.dev.fuzz_readers --seconds 600` prints a Markdown table. Each
-case is read in a process of its own. It has to be read, found bad or refused; it must not run code
-(watched by Python's audit events), end the process, hang, or raise anything but our own errors.
+`PYTHONPATH=tests python -m tools.dev.fuzz_readers --cases 100000` prints a Markdown table;
+`--bit-flips` turns every single bit of a checkpoint instead. Cases are read in processes of their
+own, which may take 2 GiB and 20 seconds a case. A case has to be read, found bad or refused; it
+must not run code (watched by Python's audit events), end the process, hang, or raise anything but
+our own errors. An archive that is read although some bytes are others has to give what it gave
+before: there are bytes between its entries that mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
 import io
 import json
+import math
 import os
 import pickle
 import random
@@ -25,6 +30,7 @@ import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -35,7 +41,8 @@ from mmengine.logging import HistoryBuffer
 from mmfocal.engine import CheckpointError, load_checkpoint_file
 
 SECONDS = 20  # for a case
-MEMORY = 32 << 30  # bytes of address space; PyTorch itself reserves a few GiB
+MEMORY = 2 << 30  # bytes of address space beside what a process has when it begins
+BATCH = 100  # cases read in one process
 READ, REFUSED, ERROR, RAN = 0, 10, 11, 12
 # Python's names for what a checkpoint must not reach.
 EVENTS = ('os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'os.remove', 'os.rename')
@@ -74,7 +81,19 @@ def saved(zipped: bool) -> bytes:
     return file.getvalue()
 
 
-ZIPPED, LEGACY = saved(True), saved(False)
+def plain(value: Any) -> Any:
+    """What can be compared: types, and text for what is no container."""
+    if isinstance(value, HistoryBuffer):
+        return 'HistoryBuffer', plain(vars(value))
+    if isinstance(value, dict):
+        metadata = plain(getattr(value, '_metadata', None))
+        return type(value), metadata, [(plain(key), plain(item)) for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return type(value), [plain(item) for item in value]
+    return type(value), repr(value)
+
+
+ZIPPED, LEGACY, EXPECTED = saved(True), saved(False), plain(checkpoint())
 TENSORS = safetensors.torch.save({'a': torch.arange(6.0), 'b': torch.ones(2, 2)})
 
 
@@ -143,38 +162,39 @@ def changed_archive(draw: random.Random) -> bytes:
     return file.getvalue()
 
 
-def read_checkpoint(content: bytes, suffix: str = '.pth') -> int:
+def read_checkpoint(content: bytes, suffix: str = '.pth', expected: Any = None) -> int:
+    global watching
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f'changed{suffix}'
         path.write_bytes(content)
-        watch_events()
+        watching = True
         try:
-            load_checkpoint_file(path)
-            return READ
+            loaded = load_checkpoint_file(path)
         except CheckpointError:
             return REFUSED
         finally:
-            global watching
             watching = False
+    if expected is not None and plain(loaded) != expected:
+        raise AssertionError('It was read as something else than it was.')
+    return READ
+
+
+def flipped(bit: int) -> bytes:
+    """The checkpoint with one bit turned."""
+    content = bytearray(ZIPPED)
+    content[bit // 8] ^= 1 << bit % 8
+    return bytes(content)
 
 
 watching = False
 seen: list[str] = []
 
 
-def watch_events() -> None:
-    """From now on, writes down what a checkpoint must not reach."""
-    global watching
-    watching = True
-
-    def hook(event: str, arguments: tuple) -> None:
-        writes = (
-            event == 'open' and isinstance(arguments[1], str) and set(arguments[1]) & set('wax+')
-        )
-        if watching and (writes or event.startswith(EVENTS)):
-            seen.append(f'{event}{arguments!r:.200}')
-
-    sys.addaudithook(hook)
+def watch(event: str, arguments: tuple) -> None:
+    """Writes down what a checkpoint must not reach."""
+    writes = event == 'open' and isinstance(arguments[1], str) and set(arguments[1]) & set('wax+')
+    if watching and (writes or event.startswith(EVENTS)):
+        seen.append(f'{event}{arguments!r:.200}')
 
 
 # --- Data -----------------------------------------------------------------------------------
@@ -209,7 +229,9 @@ def found_by_check(draw: random.Random) -> int:
 
 KINDS: dict[str, Callable[[random.Random], int]] = {
     'checkpoint, its program changed': lambda draw: read_checkpoint(changed_archive(draw)),
-    'checkpoint, bytes changed': lambda draw: read_checkpoint(changed(ZIPPED, draw)),
+    'checkpoint, bytes changed': lambda draw: read_checkpoint(
+        changed(ZIPPED, draw), expected=EXPECTED
+    ),
     'checkpoint in the old form': lambda draw: read_checkpoint(changed_program(LEGACY, draw)),
     'safetensors': lambda draw: read_checkpoint(changed(TENSORS, draw), '.safetensors'),
     'annotations': read_annotations,
@@ -217,30 +239,51 @@ KINDS: dict[str, Callable[[random.Random], int]] = {
 }
 
 
-def in_process(read: Callable[[random.Random], int], seed: int) -> tuple[int, str]:
-    """Status of a process that reads one case, and what it says of an error."""
+class Outcome(NamedTuple):
+    """Of a case."""
+
+    status: int
+    seconds: float
+    text: str
+
+
+def in_process(read: Callable[[int], int], cases: range) -> list[Outcome]:
+    """Reads cases in a process of their own, up to the first that ends it."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        status, text = ERROR, ''
-        signal.alarm(SECONDS)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        try:
-            status = read(random.Random(seed))
-        except BaseException:
-            text = traceback.format_exc()
-        if seen:
-            status, text = RAN, '; '.join(seen)
-        os.write(writing, text[-4000:].encode())
-        os._exit(status)
+        with os.fdopen(writing, 'w') as pipe:
+            limit = MEMORY + resource.getpagesize() * int(
+                Path('/proc/self/statm').read_text().split()[0]
+            )
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            for case in cases:
+                print(json.dumps(outcome(read, case)), file=pipe, flush=True)
+        os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, 'rb') as pipe:
-        text = pipe.read().decode(errors='replace')
+    with os.fdopen(reading) as pipe:
+        outcomes = [Outcome(*json.loads(line)) for line in pipe]
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status < 0:
-        text = 'It took too long.' if -status == signal.SIGALRM else signal.strsignal(-status)
-    return status, text
+    if status == -signal.SIGALRM:
+        outcomes.append(Outcome(ERROR, SECONDS, 'It took too long.'))
+    elif status:
+        outcomes.append(Outcome(ERROR, 0, f'It ended the process with status {status}.'))
+    return outcomes
+
+
+def outcome(read: Callable[[int], int], case: int) -> Outcome:
+    seen.clear()
+    signal.alarm(SECONDS)
+    begin, text = time.monotonic(), ''
+    try:
+        status = read(case)
+    except BaseException:
+        status, text = ERROR, traceback.format_exc()
+    signal.alarm(0)
+    if seen:
+        status, text = RAN, '; '.join(seen)
+    return Outcome(status, time.monotonic() - begin, text[-4000:])
 
 
 def warm_up() -> None:
@@ -249,46 +292,72 @@ def warm_up() -> None:
     Raises:
         SystemExit: they are not.
     """
-    good = [(ZIPPED, '.pth'), (LEGACY, '.pth'), (TENSORS, '.safetensors')]
+    good = [(ZIPPED, '.pth', EXPECTED), (LEGACY, '.pth', EXPECTED), (TENSORS, '.safetensors')]
     if any(read_checkpoint(*file) != READ for file in good):
         raise SystemExit('A file that is not changed was refused.')
+    codecs.lookup('raw_unicode_escape')  # the form of text in old pickles
     draw = random.Random(0)
     for _ in range(30):
         read_checkpoint(changed(ZIPPED, draw))
         read_checkpoint(changed_program(LEGACY, draw))
-    seen.clear()
-    if in_process(lambda draw: read_checkpoint(ZIPPED), 0)[0] != READ:
+    sys.addaudithook(watch)
+    if in_process(lambda case: read_checkpoint(ZIPPED), range(1))[0].status != READ:
         raise SystemExit('A file that is not changed was refused in a process of its own.')
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--seconds', type=float, default=600, help='(default: 600)')
+    parser.add_argument('--cases', type=int, help='of all kinds together, however long it takes')
     parser.add_argument('--seed', type=int, default=0, help='of the first case; others follow')
+    parser.add_argument('--kinds', nargs='+', default=list(KINDS), choices=KINDS, metavar='KIND')
+    parser.add_argument('--bit-flips', action='store_true', help='all of a checkpoint instead')
     args = parser.parse_args()
     warnings.simplefilter('ignore')  # PyTorch's remarks on odd files
     torch.set_num_threads(1)  # children of a fork cannot use the threads of their parent
     warm_up()
-    counts: dict[str, Counter] = {kind: Counter() for kind in KINDS}
-    end, seed = time.monotonic() + args.seconds, args.seed
-    failed = False
-    while time.monotonic() < end:
-        for kind, read in KINDS.items():
-            status, text = in_process(read, seed)
-            counts[kind][status] += 1
-            if status not in (READ, REFUSED):
-                failed = True
-                print(f'{kind}, seed {seed}:\n{text}\n', file=sys.stderr, flush=True)
-        seed += 1
-    print('| changed at random | cases | read | refused or found bad | anything else |')
-    print('|---|---|---|---|---|')
-    for kind, count in counts.items():
-        fine = count[READ] + count[REFUSED]
+    kinds = {
+        kind: (lambda case, read=KINDS[kind]: read(random.Random(case))) for kind in args.kinds
+    }
+    cases = range(args.seed, args.seed + math.ceil((args.cases or 1e12) / len(kinds)))
+    end = math.inf if args.cases else time.monotonic() + args.seconds
+    if args.bit_flips:
+        kinds = {
+            'one bit of a checkpoint': lambda case: read_checkpoint(
+                flipped(case), '.pth', EXPECTED
+            )
+        }
+        cases, end = range(8 * len(ZIPPED)), math.inf
+    outcomes: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
+    size = BATCH if end == math.inf else 5
+    for batch in (cases[at : at + size] for at in range(0, len(cases), size)):
+        if time.monotonic() > end:
+            break
+        for kind, read in kinds.items():
+            outcomes[kind] += all_of(kind, read, batch)
+    print('| changed | cases | read | refused or found bad | anything else | slowest, s |')
+    print('|---|---|---|---|---|---|')
+    failed = 0
+    for kind, found in outcomes.items():
+        count = Counter(each.status for each in found)
+        odd = len(found) - count[READ] - count[REFUSED]
+        failed += odd
         print(
-            f'| {kind} | {count.total():,} | {count[READ]:,} | {count[REFUSED]:,} | '
-            f'{count.total() - fine:,} |'
+            f'| {kind} | {len(found):,} | {count[READ]:,} | {count[REFUSED]:,} | {odd:,} | '
+            f'{max(each.seconds for each in found):.2f} |'
         )
-    return int(failed)
+    return int(failed > 0)
+
+
+def all_of(kind: str, read: Callable[[int], int], cases: range) -> list[Outcome]:
+    """Outcomes of all cases, in as many processes as it takes; tells what is wrong."""
+    outcomes: list[Outcome] = []
+    while len(outcomes) < len(cases):
+        outcomes += in_process(read, cases[len(outcomes) :])
+    for case, each in zip(cases, outcomes, strict=True):
+        if each.status not in (READ, REFUSED):
+            print(f'{kind}, case {case}:\n{each.text}\n', file=sys.stderr, flush=True)
+    return outcomes
 
 
 if __name__ == '__main__':

@@ -8,7 +8,17 @@ sample; the deep version decodes every image. :func:`install_sample_errors` is f
 
 from .coco import CocoContent, CocoData, check_coco, read_coco
 from .config import BadDataError, MissingDataError, check_contents, check_data
-from .images import Entry, leaves_folder, read_image, unfit_pixels, why_unreadable
+from .dataset import check_lists
+from .images import (
+    Entry,
+    check_size,
+    decoded,
+    leaves_folder,
+    read_image,
+    refuse_large,
+    unfit_pixels,
+    why_unreadable,
+)
 from .report import Counts, Report
 from .samples import SampleError, install_sample_errors
 from .segmentation import SegmentationData, check_segmentation
@@ -26,11 +36,15 @@ __all__ = [
     'check_coco',
     'check_contents',
     'check_data',
+    'check_lists',
     'check_segmentation',
+    'check_size',
+    'decoded',
     'install_sample_errors',
     'leaves_folder',
     'read_coco',
     'read_image',
+    'refuse_large',
     'unfit_pixels',
     'why_unreadable',
 ]

@@ -13,13 +13,15 @@ import os
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mmfocal.utils.files import why_no_file
 
 from .class_counts import ClassCounts
 from .images import Entry, ImageData, check_files
@@ -29,6 +31,8 @@ from .report import Counts, Report, short, some
 # about 1e8 on it ends the process.
 MAX_COORDINATE = 1e5
 LIMIT = f'{MAX_COORDINATE:,.0f}'
+# Bytes in memory for a byte of JSON, at least: COCO's training set takes 5.
+JSON_GROWTH = 4
 CHUNK = 10_000  # annotations that are looked at together
 
 
@@ -68,6 +72,8 @@ def read_coco(path: str | os.PathLike) -> CocoContent:
     Raises:
         ValueError: the file cannot be read, or is of another form; as part of a sentence.
     """
+    if problem := why_no_file(path) or _exceeds_memory(os.path.getsize(path)):
+        raise ValueError(problem)
     try:
         with _no_garbage_collection():
             content = json.loads(Path(path).read_bytes())
@@ -81,6 +87,29 @@ def read_coco(path: str | os.PathLike) -> CocoContent:
         problem, came = misfit
         raise ValueError(f'{problem.format(came=came)} Is it in the form of COCO?')
     return CocoContent(*(content[name] for name in CocoContent._fields))
+
+
+def _exceeds_memory(size: int) -> str | None:
+    """Why JSON of ``size`` bytes cannot be read on this machine, as part of a sentence."""
+    memory = _memory()
+    if memory is None or size * JSON_GROWTH <= memory:
+        return None
+    return (
+        f'holds {size / 1e9:,.1f} GB of JSON, which becomes about {JSON_GROWTH} times as much in '
+        f'memory, and this machine has {memory / 1e9:,.1f} GB. Divide it into several data sets, '
+        'or read it on a machine with more memory.'
+    )
+
+
+def _memory() -> int | None:
+    """Bytes of memory that this machine, or the container, has; None where that is not known."""
+    try:
+        memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return None
+    with suppress(OSError, ValueError):  # there is no container, or it says "max"
+        memory = min(memory, int(Path('/sys/fs/cgroup/memory.max').read_text()))
+    return memory
 
 
 @contextmanager

@@ -11,8 +11,11 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
+from torch.utils.data import Dataset
 
 from mmfocal.utils.config import is_third_party, type_name
+from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import why_no_file
 
 # The classes whose files the checker knows, by package and name, and the methods that read them.
 KNOWN = ('mmdet.CocoDataset', 'mmseg.BaseSegDataset')
@@ -65,12 +68,14 @@ class DatasetConfig:
         """The data set without annotations and transforms: with paths, metainfo and suffixes.
 
         Raises:
+            UserError: it would wait for a named pipe or a device.
             UnknownDatasetError: there is no such class, or it cannot be built in this way.
         """
         if self._class is None:
             raise UnknownDatasetError(self._why_unknown)
         if not issubclass(self._class, BaseDataset):
             raise UnknownDatasetError('does not derive from BaseDataset of mmengine')
+        check_lists(self.settings)
         settings = copy.deepcopy(dict(self.settings)) | dict(pipeline=[], lazy_init=True)
         for key in ('type', '_scope_'):
             settings.pop(key, None)
@@ -110,14 +115,30 @@ def known_base(kind: type) -> str:
     raise UnknownDatasetError('is read in a way of its own')
 
 
+def check_lists(settings: Mapping) -> None:
+    """Raises UserError if a value of ``metainfo`` names what would block mmengine.
+
+    It takes each text there for a file with one name a line if it can be opened.
+    """
+    metainfo = settings.get('metainfo')
+    for key, value in metainfo.items() if isinstance(metainfo, Mapping) else ():
+        is_path = isinstance(value, str) and os.path.exists(value)
+        if is_path and not os.path.isdir(value) and (problem := why_no_file(value)):
+            raise UserError(f'metainfo: {key}={value!r} {problem}')
+
+
 def find_datasets(cfg: Config, split: str) -> Iterator[DatasetConfig]:
     """Data sets of a split that read files from disk, also those inside of wrappers."""
     loader = cfg.get(f'{split}_dataloader')
     if loader is not None:
-        yield from _inner(cfg, f'{split}_dataloader.dataset', loader['dataset'])
+        yield from _inner(cfg, f'{split}_dataloader.dataset', loader.get('dataset'))
 
 
-def _inner(cfg: Config, key: str, settings: dict) -> Iterator[DatasetConfig]:
+def _inner(cfg: Config, key: str, settings: Any) -> Iterator[DatasetConfig]:
+    if isinstance(settings, Dataset):  # built already
+        return
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{key}: expected a dict with 'type', got {settings!r}.")
     if 'dataset' in settings:
         yield from _inner(cfg, f'{key}.dataset', settings['dataset'])
     elif 'datasets' in settings:

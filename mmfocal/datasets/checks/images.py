@@ -8,11 +8,12 @@ import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from mmfocal.utils.files import why_no_file
 from mmfocal.utils.progress import progress_bar
 
 from .class_counts import ClassCounts
@@ -21,6 +22,13 @@ from .report import Report, some
 # Sampled per data set: headers of images, and label maps, which have to be decoded.
 MAX_HEADERS, MAX_LABEL_MAPS = 10_000, 200
 MAX_SECONDS = 10.0  # for the sampled files of a data set, on a slow disk
+# Up to which images are decoded: Pillow's own limit. OpenCV's would be 2**30, gigabytes for each
+# image. Both read the variable, OpenCV when it is imported.
+MAX_PIXELS = 178_956_970
+PIXELS_VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
+# Of one side to the other: classifiers resize the shorter one to 256 pixels or so, and make
+# gigabytes of a line of pixels.
+MAX_RATIO = 5000
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright, from 5 on sides are swapped
 IGNORED_LABEL = 255
 # What PNG, JPEG, GIF, WebP and TIFF files begin with.
@@ -39,6 +47,16 @@ CONVERTED = {
     'PA': 'with a palette',
     'RGBA': 'with alpha',
 }
+
+
+def max_pixels() -> int:
+    """Pixels up to which images are decoded, :data:`MAX_PIXELS` unless the user says more."""
+    given = os.environ.get(PIXELS_VARIABLE, '')
+    return int(given) if given.isdecimal() else MAX_PIXELS
+
+
+if PIXELS_VARIABLE in os.environ and Image.MAX_IMAGE_PIXELS:  # Pillow refuses twice its value
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels() // 2 + 1)
 
 
 # --- A file -----------------------------------------------------------------------------------
@@ -67,45 +85,96 @@ class ImageFile(NamedTuple):
 
 
 class ImageTooLargeError(ValueError):
-    """An image has more pixels than Pillow decodes."""
+    """An image would take too much memory; the message is part of a sentence."""
+
+
+def check_size(width: float, height: float) -> None:
+    """Raises ImageTooLargeError for an image, or a frame, that would take too much memory."""
+    size = f'has {width:.0f}x{height:.0f} pixels (width x height)'
+    if width * height > max_pixels():
+        raise ImageTooLargeError(
+            f'{size}, more than the {max_pixels():,} that are decoded, which bounds the memory. '
+            f'Cut it into tiles, or set {PIXELS_VARIABLE}={width * height:.0f} in the environment.'
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise ImageTooLargeError(
+            f'{size}; expected sides of which none is more than {MAX_RATIO:,} times the other. '
+            'Cut it.'
+        )
 
 
 def read_image(path: str, deep: bool) -> ImageFile:
     """Reads an image's header, and its pixels on request.
 
     Args:
-        path: of the file.
+        path: of the file; anything but an ordinary file is not opened.
         deep: whether it is decoded; without, that is done only where its end is missing.
 
     Raises:
         ValueError: what is wrong with it, as part of a sentence.
     """
+    if problem := why_no_file(path):
+        raise ValueError(problem)
     try:
-        if os.path.getsize(path) == 0:
-            raise ValueError('is empty (0 bytes).')
-        with open(path, 'rb') as file:
+        with open(path, 'rb') as file, warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # odd tags are no news here
             start = file.read(16)
-            file.seek(max(os.path.getsize(path) - 64, 0))
+            file.seek(-min(os.path.getsize(path), 64), os.SEEK_END)
             end = file.read()
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # large images, and odd tags, are no news here
-            with Image.open(path) as image:
+            with _opened(file, start) as image:
+                check_size(*image.size)
                 animated = getattr(image, 'is_animated', False)
                 decodes = deep or ENDS.get(image.format, b'') not in end
                 pixels = np.asarray(image) if decodes else None
                 return ImageFile(image.size, image.mode, _orientation(image), animated, pixels)
-    except FileNotFoundError:
-        raise ValueError('is missing.') from None
     except PermissionError:
         raise ValueError('may not be read: its permissions forbid it.') from None
     except Image.UnidentifiedImageError:
         if start.startswith(SIGNATURES):
             raise ValueError('is damaged: it begins as an image, but has no header.') from None
         raise ValueError(f'is no image; it begins with {start!r}.') from None
-    except Image.DecompressionBombError:
-        raise ImageTooLargeError('is too large.') from None
-    except (OSError, SyntaxError, EOFError, struct.error) as error:
+    except MemoryError:
+        raise ValueError('needs more memory than there is to be decoded.') from None
+    except ImageTooLargeError:
+        raise
+    except Exception as error:  # Pillow's readers raise anything
         raise ValueError(f'is cut off or damaged ({error}).') from None
+
+
+def refuse_large(path: str) -> None:
+    """Raises ImageTooLargeError for such an image, by its header alone.
+
+    What Pillow does not know, or may not read, is left to whoever loads it.
+    """
+    try:
+        with open(path, 'rb') as file, warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with _opened(file, file.read(16)) as image:
+                size = image.size
+    except Exception:  # Pillow's readers raise anything
+        return
+    check_size(*size)
+
+
+def _opened(file: BinaryIO, start: bytes) -> Image.Image:
+    """An image of any size, of which the header is read.
+
+    That is ``Image.open`` without its limit, which would not say how large an image is and holds
+    for the whole process; and without PostScript, since that is a program.
+    """
+    Image.preinit()
+    Image.init()
+    for name in Image.ID:
+        factory, accepts = Image.OPEN[name]
+        accepted = True if accepts is None else accepts(start)
+        if name == 'EPS' or not accepted or isinstance(accepted, str):  # a text says why not
+            continue
+        file.seek(0)
+        try:
+            return factory(file, file.name)
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+    raise Image.UnidentifiedImageError
 
 
 def _orientation(image: Image.Image) -> int:
@@ -117,6 +186,11 @@ def _orientation(image: Image.Image) -> int:
     except (OSError, ValueError, SyntaxError):
         return 1
     return orientation if orientation in range(1, 9) else 1
+
+
+def decoded(path: str) -> np.ndarray:
+    """Pixels of an image, ``(H, W)`` or ``(H, W, C)``; raises as :func:`read_image` does."""
+    return read_image(path, deep=True).pixels
 
 
 def why_unreadable(path: str) -> str | None:
@@ -288,8 +362,9 @@ def _check_image(
     """Reads an image's header, or all of it, and compares its size with the annotations."""
     try:
         image = read_image(path, deep)
-    except ImageTooLargeError:
-        report.note(path, 'is too large to be looked at.')
+    except ImageTooLargeError as error:
+        said = '' if declared is None else ' Its annotations say {}x{}.'.format(*declared)
+        report.error(path, '{error}{said}', error=error, said=said)
         return
     except ValueError as error:
         report.error(path, '{error}', error=error)

@@ -10,8 +10,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from mmfocal.utils.errors import UserError
+from mmfocal.utils.files import why_no_file
 
-from .images import leaves_folder, why_unreadable
+from .images import leaves_folder, refuse_large, why_unreadable
 
 # How torch's data loader begins the message of an error that it takes out of a worker process;
 # the original message is the end of a stack trace there.
@@ -42,6 +43,7 @@ def install_sample_errors(skip: bool = False) -> None:
         info = self.get_data_info(idx)
         try:
             _check_path(self, info)
+            _check_files(info)
             return self.pipeline(info)
         except UserError:
             raise
@@ -59,8 +61,8 @@ def install_sample_errors(skip: bool = False) -> None:
 def _explain(dataset: BaseDataset, info: dict, error: Exception) -> str:
     reason = f'cannot be used: {type(error).__name__}: {" ".join(str(error).split())}.'
     file = info.get('img_path')
-    for path in filter(None, (file, info.get('seg_map_path'))):
-        problem = None if '://' in path else why_unreadable(path)
+    for path in _paths(info):
+        problem = why_unreadable(path)
         if problem is not None:
             file, reason = path, problem
             break
@@ -69,6 +71,21 @@ def _explain(dataset: BaseDataset, info: dict, error: Exception) -> str:
         'of the annotations; tools/check_data.py CONFIG --deep finds all such files, and '
         '--skip-bad-samples trains without them.'
     )
+
+
+def _paths(info: dict) -> list[str]:
+    """Of the image and the label map of a sample, where these are local."""
+    paths = (info.get('img_path'), info.get('seg_map_path'))
+    return [path for path in paths if isinstance(path, str) and '://' not in path]
+
+
+def _check_files(info: dict) -> None:
+    """Raises ValueError for a file that would block, or fill the memory, when it is loaded."""
+    for path in _paths(info):
+        if os.path.isfile(path):
+            refuse_large(path)
+        elif os.path.exists(path) and not os.path.isdir(path):
+            raise ValueError(why_no_file(path))
 
 
 def _check_path(dataset: BaseDataset, info: dict) -> None:

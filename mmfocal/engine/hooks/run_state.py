@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from mmfocal.utils.files import written_atomically
 
+from ..checkpoints import last_checkpoint
 from ..data_loader import prepare_workers
 from ..data_order import data_order, inexact_parts
 from ..loops import VALIDATED, ResumableEpochBasedTrainLoop
@@ -151,7 +152,8 @@ class RunStateHook(Hook):
                 if name in state['gradients']:
                     parameter.grad = state['gradients'][name].to(parameter)
         _load_states(runner, state.get('hooks', {}))
-        source = Path(runner._load_from)
+        # mmengine's own Runner resumes from what last_checkpoint names if it is told no file.
+        source = Path(runner._load_from or last_checkpoint(runner.work_dir) or '')
         if state.get('is_extra') and source.parent == checkpoint_folder(runner):
             self._superseded = source
 
