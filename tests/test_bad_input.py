@@ -869,6 +869,7 @@ def test_tools_neither_wait_for_nor_replace_what_is_no_file(monkeypatch, capsys)
         write_coco()
         write_config()
         piped('pipe')
+        piped('pipe.png')
         Path('file').touch()
         for tool, *arguments in (
             ('train.py', 'config.py', '--work-dir', 'file'),
@@ -876,7 +877,8 @@ def test_tools_neither_wait_for_nor_replace_what_is_no_file(monkeypatch, capsys)
             ('train.py', 'config.py', '--no-data-check', '--resume', 'pipe'),
             ('train.py', 'pipe'),
             ('new_config.py', 'data', '--train-json', 'pipe', '--val-json', 'pipe'),
-            ('show_keys.py', 'pipe'),
+            ('show_keys.py', 'pipe.png'),
+            ('show_keys.py', 'file.xyz'),
             ('show_keys.py', 'file/keys.png'),
             ('convert_checkpoint.py', 'pipe', 'out.pth'),
         ):

@@ -39,6 +39,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if args.out.suffix not in ('.png', '.svg'):
+        raise UserError(f'The image must end in .png or .svg, got {args.out}.')
     matplotlib.use('Agg')
     try:
         geometry = FocalGeometry(
@@ -54,5 +56,5 @@ def main() -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     with written_atomically(args.out) as file:
-        figure.savefig(file, format=args.out.suffix[1:] or None, dpi=160)
+        figure.savefig(file, format=args.out.suffix[1:], dpi=160)
     print(f'Wrote {args.out}')

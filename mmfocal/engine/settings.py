@@ -34,7 +34,7 @@ from .start import Start
 # mmengine's loops, and those that can be resumed anywhere.
 LOOPS = {kind: f'Resumable{kind}' for kind in ('EpochBasedTrainLoop', 'IterBasedTrainLoop')}
 
-# Hooks that write mmengine's checkpoints
+# Hooks that write mmengine's checkpoints.
 CHECKPOINT_HOOKS = ('CheckpointHook', 'BestCheckpointHook')
 MIN_KEPT = 2  # checkpoints; one may be damaged after it was written
 
