@@ -52,6 +52,7 @@ setup(
             ),
             '.mim/model-index.yml',
             'evaluation/*.jinja',
+            'visualization/*.jinja',
         ]
     },
     entry_points={'console_scripts': ['mmfocal = mmfocal.__main__:main']},
@@ -61,10 +62,13 @@ setup(
         'torch>=2.6',
         'numpy',
         'opencv-python',
+        'pillow',
         'pycocotools',
         'matplotlib',
         'jinja2',
         'tqdm',
+        'pyyaml',
+        'yapf',
     ],
     extras_require={
         'mmdet': [*engine, official['mmdet']],

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -146,6 +147,61 @@ def test_average_precision_is_that_of_pycocotools(data):
     assert len(report.worst) == 2 and report.worst[0].score <= report.worst[1].score
 
 
+def box_of(rng, side, shift):
+    """A box of about this side in an image of 400 pixels, and one that is up to a share aside."""
+    x, y = rng.integers(10, 400 - 2 * side, 2)
+    w, h = rng.integers(round(0.9 * side), round(1.1 * side), 2)
+    moved = [x + rng.uniform(-shift, shift) * w, y, w, h * rng.uniform(0.9, 1.1)]
+    return [int(value) for value in (x, y, w, h)], [float(value) for value in moved]
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_each_column_is_its_own_number_of_pycocotools(tmp_path, kind):
+    """Thresholds and sizes of objects: six numbers of which no two are alike."""
+    rng = np.random.default_rng(1)
+    annotations, detections = [], []
+    for number in range(72):
+        box, moved = box_of(rng, *((22, 0.4), (60, 0.25), (150, 0.15))[number % 3])
+        common = dict(image_id=number // 12 + 1, category_id=number % 2 + 1)
+        x, y, w, h = box
+        polygon = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        area = dict(area=w * h, segmentation=polygon, iscrowd=0, id=number + 1)
+        annotations.append(dict(bbox=box, **common, **area))
+        mask = np.zeros((400, 400), np.uint8, order='F')
+        x, y, w, h = (round(value) for value in moved)
+        mask[y : y + h, x : x + w] = 1
+        encoded = masks.encode(mask)
+        encoded = dict(encoded, counts=encoded['counts'].decode())
+        score = float(rng.random())
+        if number % 7:
+            detections.append(dict(bbox=moved, segmentation=encoded, score=score, **common))
+    images = [dict(id=i, file_name=f'{i}.png', height=400, width=400) for i in range(1, 7)]
+    for image in images:
+        cv2.imwrite(str(tmp_path / image['file_name']), np.zeros((400, 400, 3), np.uint8))
+    categories = [dict(id=1, name='dog'), dict(id=2, name='cat')]
+    truth = dict(images=images, annotations=annotations, categories=categories)
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    for name in ('bbox', 'segm'):
+        (tmp_path / f'{name}.json').write_text(json.dumps(detections))
+    files = {name: tmp_path / f'{name}.json' for name in ('bbox', 'segm')}
+    report = analyze_detections(tmp_path / 'truth.json', tmp_path, files, images=1)
+    with redirect_stdout(None):
+        api = COCO(str(tmp_path / 'truth.json'))
+        evaluation = COCOeval(api, api.loadRes(detections), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    expected = evaluation.stats[:6]
+    assert np.diff(np.sort(expected)).min() > 0.01, 'a number could stand for another'
+    table, word = report.tables[0], dict(bbox='box', segm='mask')[kind]
+    names = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
+    for name, value in zip(names, expected, strict=True):
+        column = table.header.index(f'{word} {name}')
+        assert np.mean([row[column] for row in table.rows]) == pytest.approx(value), name
+    for name, value in zip(names[:3], expected, strict=False):
+        assert dict(report.summary)[f'{word} {name}'] == f'{100 * value:.1f} %'
+
+
 def test_nothing_found_is_a_report_too(data):
     (data / 'found.bbox.json').write_text('[]')
     report = report_of(data)
@@ -156,10 +212,10 @@ def test_nothing_found_is_a_report_too(data):
 def test_what_does_not_belong_together_is_told(data):
     detections = json.loads((data / 'found.bbox.json').read_text())
     (data / 'found.bbox.json').write_text(json.dumps([dict(detections[0], image_id=99)]))
-    with pytest.raises(UserError, match=r'99.*truth\.json'):
+    with pytest.raises(UserError, match=r'image_id 99.*truth\.json'):
         report_of(data)
     (data / 'found.bbox.json').write_text(json.dumps([dict(detections[0], category_id=9)]))
-    with pytest.raises(UserError, match=r'classes.* 9'):
+    with pytest.raises(UserError, match=r'category_id 9.*truth\.json'):
         report_of(data)
     truth = json.loads((data / 'truth.json').read_text())
     (data / 'truth.json').write_text(json.dumps(dict(truth, annotations=[])))

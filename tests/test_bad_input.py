@@ -187,10 +187,10 @@ def write_seg(change: Callable[[], Any] | None = None) -> None:
         change()
 
 
-def report(cfg: Config, deep: bool = False) -> list[str]:
+def report(cfg: Config, deep: bool = False, splits: tuple[str, ...] = ('train',)) -> list[str]:
     """What the check prints: findings, and the line that sums up."""
     try:
-        return check_contents(cfg, ('train',), deep)
+        return check_contents(cfg, splits, deep)
     except BadDataError as error:
         return str(error).splitlines()
 
@@ -304,14 +304,46 @@ def piped(path: str) -> None:
     pipe(path)
 
 
+def other_ids(key: str, reference: str) -> Callable[[dict], None]:
+    """The id 1 becomes text, wherever it is."""
+
+    def change(content: dict) -> None:
+        for each in content[key]:
+            each['id'] = '1' if each['id'] == 1 else each['id']
+        for each in content['annotations']:
+            each[reference] = '1' if each[reference] == 1 else each[reference]
+
+    return change
+
+
+def one_category(content: dict) -> None:
+    content['categories'].pop()
+    for each in content['annotations']:
+        each['category_id'] = 1
+
+
 CROWD = dict(counts=[0, 5, 3067], size=[48, 64])
 
 ERRORS = (
     Case('annotation file cut off', lambda c: json.dumps(c)[:700], 'is cut off or damaged'),
     Case('annotation file is a list', lambda c: '[1, 2]', 'expected a JSON object'),
-    Case('no key `annotations`', lambda c: c.pop('annotations') and None, "'annotations', got no"),
+    Case('no key `categories`', lambda c: c.pop('categories') and None, "'categories', got no"),
+    Case('`annotations` that is no list', replaced(annotations=None), "'annotations', got None"),
+    Case('byte order mark', lambda c: '\ufeff' + json.dumps(c), 'UTF-8-SIG, which pycocotools'),
+    Case('text after the end', lambda c: json.dumps(c) + '}', 'Extra data'),
     Case('no images', replaced(images=[], annotations=[]), 'lists no images at all'),
-    Case('no annotations', replaced(annotations=[]), 'lists no annotations at all'),
+    Case(
+        'no annotations, and images without are filtered out',
+        replaced(annotations=[]),
+        'no image is left .* 4 have no annotations .*filter_empty_gt',
+        dict(filter_cfg=dict(filter_empty_gt=True)),
+    ),
+    Case(
+        'images below `min_size`',
+        None,
+        'no image is left .* 4 have a side below 49 pixels',
+        dict(filter_cfg=dict(min_size=49)),
+    ),
     Case('image without a width', first('images', width=...), "image 1: .*'width', got no such"),
     Case('image of negative height', first('images', height=-48), "'height', got -48"),
     Case('image id listed twice', twice('images'), 'image id 1 .* listed twice'),
@@ -324,6 +356,7 @@ ERRORS = (
         "another order .*'dog', 'cat', not 'cat', 'dog'",
     ),
     Case('annotation without `area`', thing(area=...), "annotation 1 of image 1: .*'area'"),
+    Case('`iscrowd` as text', thing(iscrowd='0'), "0 or 1 under 'iscrowd', got '0'"),
     Case('box of strings', thing(bbox=['4', '6', '20', '10']), "'bbox', got \\['4'"),
     Case('box of three numbers', thing(bbox=[4, 6, 20]), 'expected four .*numbers'),
     Case('box with NaN', thing(bbox=[NAN, 6, 20, 10]), r"finite .*'bbox', got \[nan, 6, 20"),
@@ -351,7 +384,7 @@ ERRORS = (
         thing(segmentation=[[4, 6, 1e8] * 2]),
         'within 100,000 pixels .*, got 100000000.0',
     ),
-    Case('polygon of strings', thing(segmentation=[['4'] * 6]), 'expected polygons'),
+    Case('polygon of text', thing(segmentation=[['a'] * 6]), 'expected polygons .*, got .a. in'),
     Case('polygon without brackets', thing(segmentation=[4, 6, 8, 9, 4, 2]), 'expected polygons'),
     Case('polygon of one point', thing(segmentation=[[4, 6]]), 'got 2 numbers'),
     Case('polygon of two points', thing(segmentation=[[4, 6, 8, 9]]), 'got 4 numbers'),
@@ -445,6 +478,11 @@ NOTES = (
         r'is turned by its EXIF orientation \(3\)',
     ),
     Case(
+        'no annotations',
+        replaced(annotations=[]),
+        'lists no annotations at all; a model learns',
+    ),
+    Case(
         'category that the config leaves out',
         lambda c: c['categories'].append(dict(id=3, name='lion')),
         "'lion' is no class of the config",
@@ -453,6 +491,35 @@ NOTES = (
         'class that never occurs',
         lambda c: [each.update(category_id=2) for each in c['annotations']],
         "has no boxes of 'cat'. Such a class is neither learned",
+    ),
+)
+
+# Of a file that CocoMetric reads.
+EVALUATION_ERRORS = (
+    Case('annotation without `iscrowd`', thing(iscrowd=...), "under 'iscrowd', got no such key"),
+    Case('`iscrowd` of `null`', thing(iscrowd=None), "0 or 1 under 'iscrowd', got None"),
+    Case('annotation id 0', thing(id=0), 'annotation id 0: evaluation takes 0 for an object that'),
+    Case('annotation id that is a name', thing(id='a'), "id 'a': evaluation needs a number"),
+    Case('infinite `area`', thing(area=INFINITY), "finite number .*'area', got inf"),
+    Case(
+        'ids of images of several kinds',
+        other_ids('images', 'image_id'),
+        'sorts the ids of images with numpy',
+    ),
+    Case(
+        'ids of categories of several kinds',
+        other_ids('categories', 'category_id'),
+        'sorts the ids of categories with numpy',
+    ),
+    Case(
+        'polygon of two points before others',
+        thing(segmentation=[[4, 6, 24, 16], [4, 6, 24, 6, 24, 16]]),
+        'got 4 numbers; evaluation would end on it',
+    ),
+    Case(
+        'class without a category',
+        one_category,
+        "no categories named 'dog', .* evaluation ends when",
     ),
 )
 
@@ -472,6 +539,17 @@ SEG_ERRORS = (
     ),
     Case('colours for labels', lambda: label_map('1.png', mode='RGB'), 'got 3'),
     Case(
+        'masks of 0 and 255',
+        lambda: [label_map(f'{i}.png', 255 * (i % 2)) for i in range(1, 4)] and None,
+        "hold 0, 255, and 255 is ignored: no pixel is ever 'cat'",
+    ),
+    Case(
+        'palette that does not fit the classes',
+        dict,
+        'metainfo.palette: expected a colour for each of 3 classes, got 1',
+        dict(metainfo=dict(classes=('ground', 'cat', 'dog'), palette=[[0, 0, 0]])),
+    ),
+    Case(
         'list that leaves the data root',
         lambda: Path('data/list.txt').write_text('1\n../2\n'),
         "list.txt: '../2.jpg' leads out of data/images",
@@ -480,9 +558,23 @@ SEG_ERRORS = (
 )
 
 
-def seen(case: Case, segments: bool = False) -> list[str]:
+def evaluated_config(**evaluator: Any) -> Config:
+    """A config that only evaluates, with the annotations of the file."""
+    cfg = coco_config(test_mode=True)
+    cfg.val_dataloader = cfg.pop('train_dataloader')
+    evaluator = dict(type='CocoMetric', ann_file='data/train.json', metric=['bbox', 'segm']) | (
+        evaluator
+    )
+    cfg.val_evaluator = evaluator
+    return cfg
+
+
+def seen(case: Case, segments: bool = False, evaluated: bool = False) -> list[str]:
     """What the check prints on a case."""
     with in_empty_folder():
+        if evaluated:
+            write_coco(case.change)
+            return report(evaluated_config(), splits=('val',))
         if segments:
             write_seg(case.change)
             return report(seg_config(**(case.settings or {})), case.deep)
@@ -495,6 +587,13 @@ def test_broken_data_is_refused(case):
     lines = seen(case)
     assert lines[0].startswith('error: ') and re.search(case.expected, lines[0]), lines
     assert re.match(r'Data check: train \d+ images .* errors, .* s\.$', lines[-1])
+
+
+@pytest.mark.parametrize('case', EVALUATION_ERRORS, ids=lambda case: case.title)
+def test_what_evaluation_ends_on_or_misreads_is_refused_only_there(case):
+    lines = seen(case, evaluated=True)
+    assert lines[0].startswith('error: ') and re.search(case.expected, lines[0]), lines
+    assert 'no errors' in seen(case)[-1]
 
 
 @pytest.mark.parametrize('case', NOTES, ids=lambda case: case.title)
@@ -514,14 +613,14 @@ def test_annotations_that_would_block_or_fill_the_memory_are_not_read(monkeypatc
     with in_empty_folder():
         write_coco()
         size = Path('data/train.json').stat().st_size
-        monkeypatch.setattr(checks.coco, '_memory', lambda: 3 * size)
+        monkeypatch.setattr(checks.coco_file, '_memory', lambda: 3 * size)
         assert 'GB of JSON' in report(coco_config())[0]
-        monkeypatch.setattr(checks.coco, '_memory', lambda: None)
+        monkeypatch.setattr(checks.coco_file, '_memory', lambda: None)
         assert 'no errors' in report(coco_config())[-1]
         piped('data/train.json')
         assert report(coco_config())[0].startswith('error: data/train.json: is a named pipe')
     monkeypatch.undo()
-    assert checks.coco._memory() > 1e8
+    assert checks.coco_file._memory() > 1e8
 
 
 def test_names_of_classes_are_not_read_from_what_blocks():
@@ -634,9 +733,9 @@ def test_compressed_masks_are_measured_as_pycocotools_does():
 
     pixels = np.random.default_rng(0).random((48, 64)) > 0.7
     code = mask.encode(np.asfortranarray(pixels))['counts'].decode()
-    assert checks.coco._rle_pixels(code) == pixels.size
-    assert checks.coco._rle_pixels(code[:-1]) != pixels.size
-    assert checks.coco._rle_pixels('!') is checks.coco._rle_pixels([1, -1]) is None
+    assert checks.coco.rle_pixels(code) == pixels.size
+    assert checks.coco.rle_pixels(code[:-1]) != pixels.size
+    assert checks.coco.rle_pixels('!') is checks.coco.rle_pixels([1, -1]) is None
 
 
 def test_ignored_orientation_compares_pixels_as_they_are_stored():
@@ -662,7 +761,7 @@ def test_heads_have_as_many_classes_as_the_data():
     cfg.model = dict(roi_head=dict(bbox_head=[dict(num_classes=2), dict(num_classes=1)]))
     with in_empty_folder():
         write_coco()
-        assert 'model.roi_head.bbox_head of the config num_classes=1' in report(cfg)[0]
+        assert 'model.roi_head.bbox_head.1 of the config num_classes=1' in report(cfg)[0]
 
 
 NAMES = tuple(f'class {i}' for i in range(3))
@@ -738,18 +837,18 @@ def test_what_a_data_set_reads_is_unknown_if_it_cannot_be_asked(kind, reason):
 
 
 def test_stock_data_sets_are_asked_in_the_scope_of_the_config():
-    from mmfocal.datasets.checks.config import _describe
     from mmfocal.datasets.checks.dataset import find_datasets
+    from mmfocal.datasets.checks.reading import describe
 
     with in_empty_folder():
         city = dict(type='mmseg.CityscapesDataset', metainfo=None)
         write_image('a_leftImg8bit.png')
         (dataset,) = find_datasets(Config(dict(coco_config(**city))), 'train')
-        assert dataset.build().img_suffix == '_leftImg8bit.png'
+        assert dataset.built.img_suffix == '_leftImg8bit.png'
         cfg = seg_config(type='ADE20KDataset', metainfo=None)
         write_image('1.jpg')
         (dataset,) = find_datasets(cfg, 'train')
-        data = _describe(cfg, 'train', dataset)
+        data = describe(cfg, 'train', dataset, [])
     assert len(data.classes) == 150 and (data.first_label, data.num_labels) == (1, 151)
     assert [(entry.name, entry.label_map) for entry in data.entries] == [
         ('1.jpg', 'data/labels/1.png')
@@ -935,6 +1034,16 @@ def sample_error(case: Case) -> str:
 def test_bad_samples_are_named(named_errors, case):
     named_errors()
     assert re.search(case.expected, sample_error(case))
+
+
+@pytest.mark.parametrize('name', ['..\\1.jpg', 'a\\..\\..\\1.jpg', '\\1.jpg', 'C:\\1.jpg'])
+def test_backslashes_lead_out_of_the_data_root_as_slashes_do(named_errors, name):
+    with in_empty_folder():
+        write_coco(first('images', file_name=name))
+        assert 'leads out of data/images' in report(coco_config())[0]
+        named_errors()
+        with pytest.raises(SampleError, match='leads out of the data root'):
+            build(coco_config(data_prefix=dict(img='')))[0]
 
 
 def test_samples_that_would_block_or_fill_the_memory_are_not_loaded(named_errors):
@@ -1412,6 +1521,10 @@ def page(folder: Path) -> str:
         summary=re.sub(r'[\d.]+ s\.$', '0.0 s.', summary),
     ).splitlines()
     lines += table('Detection data', ((case.title, seen(case)[0]) for case in ERRORS))
+    lines += table(
+        'Detection data that is evaluated',
+        ((case.title, seen(case, evaluated=True)[0]) for case in EVALUATION_ERRORS),
+    )
     lines += table('Detection data: notes', ((case.title, seen(case)[0]) for case in NOTES))
     lines += table(
         'Segmentation data', ((case.title, seen(case, segments=True)[0]) for case in SEG_ERRORS)

@@ -1,16 +1,19 @@
 """Types in configs: as names, with a scope or a module before them, and as classes."""
 
 import pytest
+from mmdet.evaluation import CocoMetric
 from mmengine.config import Config
 from mmengine.config.lazy import LazyObject
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.optim import AmpOptimWrapper
-from mmengine.registry import HOOKS, MODELS
+from mmengine.registry import HOOKS, METRICS, MODELS
 from mmengine.runner import IterBasedTrainLoop
 
 from mmfocal.datasets import prepare_shapes
 from mmfocal.engine import TrainOptions, load_config, settings, train
-from mmfocal.engine.own_data import config_text, find_splits
+from mmfocal.engine.own_data import check_base
+from mmfocal.engine.results import set_predictions_file
 from mmfocal.utils.config import class_of, family_of, is_third_party, type_name
 from mmfocal.utils.errors import UserError
 
@@ -262,4 +265,33 @@ def test_pure_python_configs_are_trained_as_others(pure_python, tmp_path, capsys
 def test_pure_python_configs_cannot_be_bases_of_written_ones(pure_python):
     base = str(pure_python / 'detector.py')
     with pytest.raises(UserError, match='pure-Python'):
-        config_text(pure_python / 'data', find_splits(pure_python / 'data'), base)
+        check_base(base)
+
+
+@METRICS.register_module()
+class OwnCocoMetric(BaseMetric):
+    """Of somebody else, with a name like mmdet's."""
+
+
+@METRICS.register_module()
+class CocoMetricOfFour(CocoMetric):
+    """mmdet's, with another name."""
+
+
+@pytest.mark.parametrize(
+    'kind, expected',
+    [
+        ('CocoMetric', 'outfile_prefix'),
+        ('mmdet.CocoMetric', 'outfile_prefix'),
+        (CocoMetric, 'outfile_prefix'),
+        ('CocoMetricOfFour', 'outfile_prefix'),
+        ('mmseg.IoUMetric', 'output_dir'),
+        ('OwnCocoMetric', None),
+        ('VOCMetric', None),
+    ],
+    ids=str,
+)
+def test_predictions_are_asked_of_metrics_that_write_them(kind, expected, tmp_path):
+    cfg = Config(dict(default_scope='mmdet', test_evaluator=[dict(type=kind)]))
+    set_predictions_file(cfg, str(tmp_path / 'a.json'))
+    assert set(cfg.test_evaluator[0]) == {'type', expected} - {None}

@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 import mmfocal  # noqa: F401  with it, mmengine finds the bases of either stack
+from mmfocal.engine.misspelt import items_of
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 LEAVES = sorted(CONFIGS.glob('[!_]*/*.py'))
@@ -153,6 +154,60 @@ def test_segmenter_of_configs_learns_and_segments(paths):
     init_default_scope('mmseg')
     model = MODELS.build(read(paths[0]).model)
     assert_learns_and_segments(revert_sync_batchnorm(model))
+
+
+@pytest.mark.parametrize('paths', by_model('mmseg'), ids=names)
+def test_losses_of_segmenters_leave_out_ignored_pixels(paths):
+    from mmseg.registry import MODELS
+
+    init_default_scope('mmseg')
+    model = read(paths[0]).model
+    for head in (model.decode_head, model.auxiliary_head):
+        logits = torch.randn(1, head.num_classes, 4, 4)
+        labels = torch.randint(head.num_classes, (1, 4, 4))
+        labels[0, 0] = 255
+        losses = head.loss_decode
+        for settings in losses if isinstance(losses, list) else [losses]:
+            if settings.type == 'DiceLoss':  # of the whole image
+                continue
+            loss = MODELS.build(settings)
+            changed = logits.clone()
+            changed[:, :, 0] += torch.randn(head.num_classes, 1)
+            values = [float(loss(each, labels, ignore_index=255)) for each in (logits, changed)]
+            assert values[0] == values[1] > 0
+
+
+def test_weighted_loss_is_that_of_mmseg_where_no_pixel_is_ignored():
+    from mmseg.models import CrossEntropyLoss
+
+    from mmfocal.models import ClassWeightedCrossEntropyLoss
+
+    logits, labels = torch.randn(2, 3, 5, 5), torch.randint(3, (2, 5, 5))
+    settings = dict(class_weight=[0.4, 1.0, 2.0], loss_weight=1.5)
+    ours, theirs = ClassWeightedCrossEntropyLoss(**settings), CrossEntropyLoss(**settings)
+    for weight in (None, torch.rand(2, 5, 5)):
+        given = dict(weight=weight, ignore_index=255)
+        torch.testing.assert_close(ours(logits, labels, **given), theirs(logits, labels, **given))
+    equal = ClassWeightedCrossEntropyLoss()(logits, labels)
+    torch.testing.assert_close(equal, CrossEntropyLoss()(logits, labels))
+    nothing = ours(logits, torch.full_like(labels, 255))
+    assert nothing == 0 and not ours.state_dict() and ours.loss_name == theirs.loss_name
+
+
+def every(value, name):
+    """Values of a key, wherever it is in a config."""
+    return [item for path, item in items_of(value) if path.rpartition('.')[2] == name]
+
+
+@pytest.mark.parametrize('path', LEAVES, ids=lambda path: path.stem)
+def test_models_load_masks_if_they_have_a_head_for_them(path):
+    config = read(path)
+    has_masks = bool(every(config.model, 'mask_head'))
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader', 'tta_pipeline'):
+        loads = any(every(config.get(name, []), 'with_mask'))
+        assert loads == has_masks or (name == 'tta_pipeline' and name not in config), name
+    for name in ('val_evaluator', 'test_evaluator'):
+        assert ('segm' in config[name].get('metric', ())) == has_masks
 
 
 SEGMENTATION = {

@@ -32,8 +32,9 @@ from mmfocal.inference import Inferencer, Layout, Skipped, UnreadableError, find
 from mmfocal.inference import inputs as inputs_module
 from mmfocal.inference import running as running_module
 from mmfocal.inference import writers as writers_module
-from mmfocal.inference.tasks import Detection, as_shown
+from mmfocal.inference.tasks import Detection
 from mmfocal.utils.errors import UserError
+from mmfocal.visualization.predictions import as_shown
 
 ROOT = Path(__file__).parents[1]
 DETECTOR = ROOT / 'configs/mmdet/focal_maskrcnn_shapes.py'

@@ -134,6 +134,53 @@ def test_arguments_that_a_class_swallows_are_noted(capsys):
     assert 'iou_metrics' in capsys.readouterr().out
 
 
+# --- Settings that exclude each other, and former ones -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    'name', ['focal_retinanet_shapes', 'focal_upernet_shapes', 'mmpretrain/focal_shapes']
+)
+@pytest.mark.parametrize('run', ['train', 'test'])
+def test_loaders_without_workers_have_none_that_persist(name, run):
+    name = name if '/' not in name else f'configs/{name}.py'
+    loader = f'{run}_dataloader'
+    cfg = load_config(name, {f'{loader}.num_workers': 0})
+    with pytest.raises(UserError) as error:
+        check_sections(cfg, run)
+    assert f'{loader}.persistent_workers to False' in told(error)
+    cfg[loader].persistent_workers = False
+    check_sections(cfg, run)
+    cfg[loader].prefetch_factor = 2
+    with pytest.raises(UserError, match=r'prefetch_factor=2 exclude .*prefetch_factor to None'):
+        check_sections(cfg, run)
+    cfg[loader].num_workers = 1
+    check_sections(cfg, run)
+
+
+def test_loaders_that_are_not_used_may_be_anything():
+    options = {'test_dataloader.num_workers': 0}
+    check_sections(load_config('focal_retinanet_shapes', options), 'train')
+
+
+@pytest.mark.parametrize(
+    'former, now', [('samples_per_gpu', 'batch_size'), ('workers_per_gpu', 'num_workers')]
+)
+def test_former_names_in_loaders_are_told(former, now):
+    cfg = load_config('focal_retinanet_shapes', {f'val_dataloader.{former}': 2})
+    with pytest.raises(UserError, match=rf'val_dataloader\.{former} .*Write {now}'):
+        check_sections(cfg, 'train')
+
+
+def test_configs_of_former_versions_are_told(tmp_path):
+    path = tmp_path / 'former.py'
+    path.write_text('data = dict(samples_per_gpu=2, train=dict(type="CocoDataset"))\n')
+    with pytest.raises(UserError, match=r'former\.py is of MMDetection 2\.x .*train_dataloader='):
+        load_config(path)
+    # A variable of a config of today may have that name.
+    path.write_text('data = dict(train="a")\ntrain_dataloader = dict(dataset=dict(type="A"))\n')
+    load_config(path)
+
+
 # --- The command line ------------------------------------------------------------------------
 
 

@@ -1,8 +1,9 @@
-"""From a folder of images to a trained detector, by the commands of docs/own_data.md."""
+"""From a folder of images to a trained model, by the commands of docs/own_data.md."""
 
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from mmengine.config import Config
 
 from mmfocal.datasets import prepare_shapes
+from mmfocal.datasets.checks import Report
+from mmfocal.datasets.formats import Folder, Source, prepare_detection
+from mmfocal.datasets.shapes import CLASSES
 from mmfocal.engine import load_config
-from mmfocal.engine.own_data import config_text, find_splits
+from mmfocal.engine.own_data import check_base, config_text
 from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -32,31 +36,70 @@ def data(tmp_path_factory):
     )
 
 
-def test_commands_of_the_page_train_a_detector(data):
-    """On drawn shapes, with a small model in the place of Focal-T."""
+def prepared(root):
+    return prepare_detection(Source(Folder(root), root.with_name(f'{root.name}_data')), Report())
+
+
+def commands_of_the_page():
+    """Each block of commands, in the order of the page."""
     blocks = [block for block in PAGE.read_text().split('```\n') if block.startswith('mmfocal ')]
-    commands = [line for block in blocks for line in block.splitlines()]
-    assert len(commands) >= 4
+    return [block.splitlines() for block in blocks]
+
+
+def run(command, folder):
+    """Runs a command with a small model in the place of Focal-T; gives what it printed."""
+    for large, small in (('maskrcnn_3x', 'maskrcnn_shapes'), ('upernet_160k', 'upernet_shapes')):
+        command = command.replace(large, small)
+    name, *arguments = shlex.split(command)
+    assert name == 'mmfocal'
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-m', 'mmfocal', *arguments],
+        cwd=folder,
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, f'{command}\n{output[-3000:]}'
+    if 'new_config' in arguments:
+        with (folder / arguments[-1]).open('a') as file:
+            file.write(SHORT)
+    elif 'check_data' in arguments:
+        assert 'no errors' in output
+    return output
+
+
+def test_commands_of_the_page_train_a_detector(data):
     folder = data.parent
-    for command in commands:
-        name, *arguments = shlex.split(command.replace('maskrcnn_3x', 'maskrcnn_shapes'))
-        assert name == 'mmfocal'
-        done = subprocess.run(
-            [sys.executable, '-W', 'ignore', '-m', 'mmfocal', *arguments],
-            cwd=folder,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        output = done.stdout + done.stderr
-        assert done.returncode == 0, f'{command}\n{output[-3000:]}'
-        if 'new_config' in arguments:
-            with (folder / 'mine.py').open('a') as file:
-                file.write(SHORT)
-        elif 'check_data' in arguments:
-            assert 'no errors' in output
+    outputs = [run(command, folder) for command in commands_of_the_page()[0]]
+    assert 'Recognised COCO' in outputs[0] and '6 classes: circle' in outputs[0]
     assert (folder / 'work_dirs/mine/curves.png').is_file()
+    assert (folder / 'sheet.png').is_file()
     assert len(list((folder / 'images').iterdir())) == 3
+
+
+def test_commands_of_the_page_train_a_segmenter(data):
+    folder = data.parent
+    maps = folder / 'my_maps'
+    for split in ('train', 'val'):
+        shutil.copytree(data / split, maps / 'img_dir' / split)
+        shutil.copytree(data / 'labels' / split, maps / 'ann_dir' / split)
+    (maps / 'classes.txt').write_text('ground\n' + '\n'.join(CLASSES))
+    before = {path: path.read_bytes() for path in maps.rglob('*') if path.is_file()}
+    outputs = [run(command, folder) for command in commands_of_the_page()[1]]
+    assert '7 classes: ground, circle' in outputs[0] and 'used in place' in outputs[0]
+    assert 'mIoU' in outputs[-1]
+    assert (folder / 'work_dirs/streets/curves.png').is_file()
+    assert before == {path: path.read_bytes() for path in maps.rglob('*') if path.is_file()}
+
+
+def test_any_name_of_a_folder_is_written(data, tmp_path):
+    """Quotation marks, blanks, line breaks and letters of any script."""
+    root = tmp_path / 'Bob\'s "data" \n Ж'
+    shutil.copytree(data, root)
+    path = tmp_path / 'mine.py'
+    path.write_text(config_text(root, prepared(root), 'focal_maskrcnn_3x'))
+    assert load_config(path).train_dataloader.dataset.data_root == f'{root}/'
 
 
 @pytest.mark.parametrize(
@@ -68,9 +111,8 @@ def test_commands_of_the_page_train_a_detector(data):
     ],
 )
 def test_classes_stand_in_one_place(data, tmp_path, base, heads):
-    splits = find_splits(data)
     path = tmp_path / 'mine.py'
-    text = config_text(data, splits, base)
+    text = config_text(data, prepared(data), base)
     path.write_text(text.replace("'circle', 'square', ", "'circle', "))
     cfg = load_config(path)
     assert cfg.classes == ('circle', 'triangle', 'star', 'cross', 'ring')
@@ -87,8 +129,7 @@ def test_classes_stand_in_one_place(data, tmp_path, base, heads):
 
 
 def test_few_images_get_more_epochs(data, tmp_path):
-    splits = find_splits(data)
-    text = config_text(data, splits, 'focal_maskrcnn_ms-1x')
+    text = config_text(data, prepared(data), 'focal_maskrcnn_ms-1x')
     assert 'max_epochs = 300  # 3 iterations each' in text
     (tmp_path / 'mine.py').write_text(text)
     cfg = load_config(tmp_path / 'mine.py')
@@ -108,19 +149,6 @@ def rewritten(data, folder, change):
     return folder
 
 
-def test_layout_of_other_tools_is_found(data, tmp_path):
-    """Annotations beside the images, and a category without objects above the others."""
-    folder = rewritten(
-        data,
-        tmp_path / 'export',
-        lambda split, content: content['categories'].insert(0, dict(id=99, name='shapes')),
-    )
-    splits = find_splits(folder)
-    assert splits['train'].images == folder / 'train'
-    assert splits['train'].classes == ('circle', 'square', 'triangle', 'star', 'cross', 'ring')
-    assert splits['val'].num_images == 3 and splits['val'].has_masks
-
-
 def without_masks(split, content):
     for each in content['annotations']:
         del each['segmentation']
@@ -128,42 +156,16 @@ def without_masks(split, content):
 
 def test_masks_that_are_not_there_are_told(data, tmp_path):
     folder = rewritten(data, tmp_path / 'boxes', without_masks)
-    splits = find_splits(folder)
-    with pytest.raises(UserError, match=r'learns masks.*focal_retinanet_3x'):
-        config_text(folder, splits, 'focal_maskrcnn_3x')
+    source = Source(Folder(folder), tmp_path / 'mine_data', needs_masks=True)
+    with pytest.raises(UserError, match=r'without masks.*focal_retinanet_3x'):
+        prepare_detection(source, Report())
+    splits = prepared(folder)
     assert 'num_classes' in config_text(folder, splits, 'focal_retinanet_3x')
 
 
-@pytest.mark.parametrize('base', ['focal-l_htcpp_3x', 'focal_upernet_160k'])
-def test_base_with_other_data_is_told(data, base):
+@pytest.mark.parametrize('base', ['focal-l_htcpp_3x', 'focal_shapes'])
+def test_base_with_other_data_is_told(base):
     with pytest.raises(
         UserError, match=r'has training data of type .*expected a config of mmdet|label maps'
     ):
-        config_text(data, find_splits(data), base)
-
-
-@pytest.mark.parametrize(
-    'change, message',
-    [
-        (
-            lambda root: (root / 'val/_annotations.coco.json').unlink(),
-            r'no annotations for "val".*--val-json',
-        ),
-        (
-            lambda root: (root / 'train.json').write_bytes(
-                (root / 'train/_annotations.coco.json').read_bytes()
-            ),
-            r'several annotation files for "train": train.json, train/_annot.*--train-json',
-        ),
-        (
-            lambda root: [path.unlink() for path in (root / 'train').glob('*.jpg')],
-            'in no folder of',
-        ),
-        (lambda root: root.rename(root.with_name('moved')), 'There is no folder'),
-    ],
-)
-def test_what_is_not_found_is_told(data, tmp_path, change, message):
-    root = rewritten(data, tmp_path / 'data', lambda split, content: None)
-    change(root)
-    with pytest.raises(UserError, match=message):
-        find_splits(root)
+        check_base(base)

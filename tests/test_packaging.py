@@ -1,5 +1,6 @@
 """Metadata of the package, requirements, and version checks say the same."""
 
+import ast
 import json
 import os
 import re
@@ -65,6 +66,65 @@ def test_tested_versions_are_the_pinned_ones(stack, metadata):
     assert tested <= set.union(*(requires(metadata, extra) for extra in extras))
     for package in STACKS[stack].values():
         assert package.accepts(package.tested)
+
+
+PACKAGE = ROOT / 'mmfocal'
+# Modules that are imported only where their package is there, or by configs of its family.
+OPTIONAL = {
+    'triton': ('ops/triton/',),
+    'mmdet': ('detection/', 'datasets/coco_shapes.py'),
+    'mmseg': ('datasets/seg_shapes.py', 'visualization/label_maps.py'),
+    'mmpretrain': ('datasets/cls_shapes.py',),
+}
+
+
+def imports_of(node, in_function=False):
+    """Top-level names of the packages that code imports, and whether that is in a function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and 'TYPE_CHECKING' in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            names = [alias.name for alias in child.names]
+        elif isinstance(child, ast.ImportFrom) and not child.level:
+            names = [child.module]
+        else:
+            names = []
+        yield from ((name.partition('.')[0], in_function) for name in names)
+        yield from imports_of(child, in_function or isinstance(child, ast.FunctionDef))
+
+
+def names_of(requirements):
+    return {re.match(r'[\w-]+', requirement)[0].lower() for requirement in requirements}
+
+
+def test_requirements_cover_every_import(metadata):
+    distributions = dict(PIL='pillow', cv2='opencv-python', mmseg='mmsegmentation', yaml='pyyaml')
+    needed = {'mmengine', 'mmcv', *names_of(requires(metadata))}  # two for either stack
+    extras = [requires(metadata, extra) for extra in metadata.metadata.get_all('Provides-Extra')]
+    optional = set().union(*map(names_of, extras))
+    assert {'mmdet', 'mmpretrain', 'onnxscript', 'safetensors'} <= optional - needed
+    for path in PACKAGE.rglob('*.py'):
+        place = path.relative_to(PACKAGE).as_posix()
+        for name, in_function in imports_of(ast.parse(path.read_text())):
+            if name in sys.stdlib_module_names or name == 'mmfocal' or '.mim' in path.parts:
+                continue
+            may_lack = in_function or place.startswith(OPTIONAL.get(name, '-'))
+            declared = needed | optional if may_lack else needed
+            assert distributions.get(name, name).lower() in declared, f'{place} imports {name}'
+
+
+def test_commands_start_without_what_is_optional():
+    code = (
+        'import importlib, pkgutil, sys\n'
+        f'for name in {[*OPTIONAL, "onnx", "onnxscript", "onnxruntime", "safetensors"]}:\n'
+        '    sys.modules[name] = None\n'
+        'import mmfocal.cli\n'
+        'for module in pkgutil.iter_modules(mmfocal.cli.__path__):\n'
+        '    importlib.import_module(f"mmfocal.cli.{module.name}")\n'
+    )
+    command = [sys.executable, '-W', 'ignore', '-c', code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_tested_torch_is_the_pinned_one():

@@ -244,7 +244,7 @@ def test_package_of_a_transform_is_told_before_label_maps(monkeypatch, tmp_path,
         assert f'  {tmp_path}/data/coco/stuffthingmaps/train2017\n' in text
         assert 'stuffthingmaps_trainval2017.zip' in text
     else:
-        with pytest.raises(UserError, match=r'pipeline\.1, InstaBoost, .*instaboostfast'):
+        with pytest.raises(UserError, match=r'pipeline: InstaBoost needs .*instaboostfast'):
             check_data(cfg)
 
 

@@ -12,7 +12,10 @@ num_classes = 7  # 0 is the ground
 width = 96  # channels of the heads
 norm_cfg = dict(type='BN')
 # The ground covers most of an image, and it is the names of the shapes that take time to learn.
-cross_entropy = dict(type='CrossEntropyLoss', class_weight=[0.4] + [1.0] * (num_classes - 1))
+# Pixels of label 255 are ignored, which mmseg's CrossEntropyLoss with class_weight is not fit for.
+cross_entropy = dict(
+    type='ClassWeightedCrossEntropyLoss', class_weight=[0.4] + [1.0] * (num_classes - 1)
+)
 dice = dict(type='DiceLoss', loss_name='loss_dice', loss_weight=2.0)
 
 data_preprocessor = dict(size={{_base_.crop_size}})
@@ -36,7 +39,7 @@ model = dict(
         num_classes=num_classes,
         dropout_ratio=0.0,
         norm_cfg=norm_cfg,
-        loss_decode=dict(**cross_entropy, loss_weight=1.0),
+        loss_decode=dict(_delete_=True, **cross_entropy),
     ),
 )
 

@@ -31,6 +31,12 @@ def main() -> None:
         action='store_true',
         help="test-time augmentation, by the config's tta_model and tta_pipeline",
     )
+    parser.add_argument(
+        '--no-data-check',
+        dest='data_check',
+        action='store_false',
+        help='test without the look into annotations and images that mmfocal check_data takes',
+    )
     add_launcher(parser)
     args = parse_distributed(parser)
     test(load_config(args.config, args.cfg_options), options_of(TestOptions, args))

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.runner import FlexibleRunner, Runner
 
-from mmfocal.utils.config import SCOPES, class_of, package_of
+from mmfocal.utils.config import SCOPES, class_of, package_of, parameters_of
 from mmfocal.utils.errors import UserError
 
 # What is read besides the arguments of mmengine's runners.
@@ -65,24 +65,8 @@ def advice(name: str, names: Iterable[str]) -> str:
 
 
 def arguments_of(kind: Callable) -> set[str]:
-    """Names that a class or function takes as keywords.
-
-    What a class passes on is looked for in the classes that it derives from.
-    """
-    names: set[str] = set()
-    for base in getattr(kind, '__mro__', [kind]):
-        call = base.__dict__.get('__init__') if inspect.isclass(base) else base
-        try:
-            parameters = inspect.signature(call).parameters.values() if call else None
-        except (TypeError, ValueError):  # written in C
-            break
-        if parameters is None:
-            continue
-        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        names |= {parameter.name for parameter in parameters if parameter.kind in kinds}
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            break
-    return names - {'self'}
+    """Names that a class or function takes as keywords, see :func:`parameters_of`."""
+    return set(parameters_of(kind))
 
 
 def check_arguments(path: str, settings: Mapping, *kinds: Callable) -> None:

@@ -1,210 +1,291 @@
-"""A config for one's own data, written from a folder with annotations in COCO's form."""
+"""A config for one's own data, in whatever form it is."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from yapf.yapflib.yapf_api import FormatCode
 
-from mmfocal.datasets.checks import CocoContent, read_coco
+from mmfocal.datasets.formats import CocoSplit, DetectionData, LabelMaps
 from mmfocal.utils.config import type_name
 from mmfocal.utils.errors import UserError
 
 from .config import REPOSITORY, find_config, load_config
 
-# What names of annotation files and folders say of the split, best first.
-SPLITS = {'train': ('train',), 'val': ('val', 'test')}
-DEPTH = 3  # folders below the data's that are looked into
 # Training of few images takes more epochs than that of COCO: this many iterations at least.
 LEAST_ITERATIONS = 3000
 MOST_EPOCHS = 300
+# Published segmenters see each image of ADE20K 127 times.
+EPOCHS_OF_SEGMENTERS = 127
+# Pixels a side to which configs for the embedded data set, of 128, resize or cut images.
+SMALL = 320
+LEAST_OF_SMALL, EPOCHS_OF_SMALL = 500, 12
+CROP = 256
+# Instead of theirs: shapes look the same upside down.
+FLIP = dict(type='RandomFlip', prob=0.5)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images to train on, or to validate with.
-
-    Attributes:
-        annotations: of COCO's form.
-        images: folder of the images.
-        num_images: how many the annotations name.
-        classes: names of the categories that have objects, in the order of the file, which is that
-            of mmdet's labels.
-        has_masks: whether objects have segmentations.
-    """
-
-    annotations: Path
-    images: Path
-    num_images: int
-    classes: tuple[str, ...]
-    has_masks: bool
+def learns_labels_of_pixels(base: str) -> bool:
+    """Whether a config is one of semantic segmentation."""
+    return load_config(base).get('default_scope') == 'mmseg'
 
 
-def find_splits(root: Path, given: dict[str, Path] | None = None) -> dict[str, Split]:
-    """Annotations and images below a folder, as many tools lay them out.
-
-    Annotation files are JSON with ``train`` and ``val`` (or ``valid``, ``test``) in their name or
-    that of their folder, such as ``annotations/instances_train.json`` or
-    ``train/_annotations.coco.json``; images are looked for wherever the names in them fit.
-
-    Args:
-        root: the data's folder.
-        given: annotation files by split, where names do not tell.
-
-    Returns:
-        A split for ``'train'`` and for ``'val'``.
-
-    Raises:
-        UserError: what was looked for and not found, or found more than once.
-    """
-    if not root.is_dir():
-        raise UserError(f'There is no folder {root} (looked for {root.absolute()}).')
-    files = {}
-    for path in _below(root, '.json'):
-        with suppress(ValueError):  # any other JSON
-            files[path] = read_coco(path)
-    splits = {}
-    for split, words in SPLITS.items():
-        path = (given or {}).get(split) or _annotations(root, split, words, files)
-        try:
-            content = files.get(path) or read_coco(path)
-        except ValueError as error:
-            raise UserError(f'{path}: {error}') from error
-        splits[split] = _split(root, path, content, words)
-    return splits
+def learns_masks(base: str) -> bool:
+    """Whether a detector loads a mask for each object."""
+    dataset = load_config(base).train_dataloader.dataset
+    return any(step.get('with_mask') for step in dataset.get('pipeline', ()))
 
 
-def config_text(root: Path, splits: dict[str, Split], base: str) -> str:
-    """The text of a config that trains ``base`` on ``splits``.
-
-    Names of classes are in it once, and every number of classes follows from them. What fits few
-    images is set as well: more epochs, warm-up in proportion, learning rate by batch size.
-
-    Args:
-        root: the data's folder.
-        splits: see :func:`find_splits`.
-        base: name or path of a config of mmdet with plain COCO data.
-
-    Raises:
-        UserError: the base has data that this cannot replace, or masks that the data lack.
-    """
+def check_base(base: str) -> None:
+    """Raises UserError if a config is none that :func:`config_text` can begin with."""
     cfg = load_config(base)
     if Config._is_lazy_import(str(find_config(base))):
         raise UserError(
             f'{base} imports its classes (a pure-Python config), and the config that is written '
             'cannot inherit from such a file. Take another base, such as focal_maskrcnn_3x.'
         )
-    _check_base(cfg, base, splits['train'])
+    (_check_segmenter if learns_labels_of_pixels(base) else _check_detector)(cfg, base)
+
+
+def config_text(root: Path, data: DetectionData | LabelMaps, base: str) -> str:
+    """The text of a config that trains ``base`` on ``data``.
+
+    Names of classes are in it once, and every number of classes follows from them. What fits few
+    images is set as well: more epochs, warm-up in proportion, learning rate by batch size.
+
+    Args:
+        root: the folder of the images.
+        data: what was found there.
+        base: name or path of a config of mmdet with plain COCO data, or of mmseg for label maps,
+            which :func:`check_base` passes.
+    """
+    cfg = load_config(base)
     inherited = find_config(base)
     configs = (REPOSITORY / 'configs').resolve()
     if inherited.is_relative_to(configs):
         inherited = f'mmfocal::{inherited.relative_to(configs).as_posix()}'
-    heads = _with_num_classes(cfg.model)
+    is_detection = isinstance(data, DetectionData)
     lines = [
-        f"_base_ = '{inherited}'",
-        f'classes = {splits["train"].classes!r}',
-        f"data_root = '{root.absolute().as_posix()}/'",
+        f'_base_ = {str(inherited)!r}',
+        f'classes = {data.classes!r}',
+        f'data_root = {_folder(root)!r}',
         'num_classes = len(classes)',
-        'metainfo = dict(classes=classes)',
-        f'model = {_source(heads)}',
+        f'metainfo = {_metainfo(data)}',
+        f'model = {_source(_with_num_classes(cfg.model))}',
     ]
-    for split, data in splits.items():
-        dataset = dict(
-            type='CocoDataset',
-            data_root=_Name('data_root'),
-            ann_file=_relative(data.annotations, root),
-            data_prefix=dict(img=f'{_relative(data.images, root)}/'),
-            metainfo=_Name('metainfo'),
-        )
-        lines.append(f'{split}_dataloader = {_source(dict(dataset=dataset))}')
-    val_file = _relative(splits['val'].annotations, root)
-    lines += [
-        'test_dataloader = val_dataloader',
-        f'val_evaluator = dict(ann_file=data_root + {val_file!r})',
-        'test_evaluator = val_evaluator',
-    ]
-    if type_name(cfg.train_cfg) in ('', 'EpochBasedTrainLoop'):
-        lines += _schedule(cfg, splits['train'].num_images)
+    lines += (_detection if is_detection else _segmentation)(root, data, cfg)
     formatted, _ = FormatCode('\n'.join(lines), style_config=dict(column_limit=99))
-    head = (
-        '# Trains a detector on your own data; change what you like. Paths are below data_root.\n'
-    )
-    return head + formatted
+    what = 'a detector' if is_detection else 'a segmenter'
+    return (
+        f'# Trains {what} on your own data; change what you like. Relative paths are below '
+        'data_root.\n'
+    ) + formatted
 
 
-# --- Finding --------------------------------------------------------------------------------
+def _metainfo(data: DetectionData | LabelMaps) -> str:
+    palette = getattr(data, 'palette', None)
+    return f'dict(classes=classes, palette={palette})' if palette else 'dict(classes=classes)'
 
 
-def _below(root: Path, suffix: str | None) -> Iterator[Path]:
-    """Files with a suffix, or folders, down to :data:`DEPTH`, in the order of their names."""
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        if len(Path(folder).relative_to(root).parts) >= DEPTH:
-            folders.clear()
-        if suffix is None:
-            yield Path(folder)
-        else:
-            yield from (Path(folder, name) for name in sorted(files) if name.endswith(suffix))
+def _folder(path: Path) -> str:
+    return f'{path.absolute().as_posix()}/'
 
 
-def _annotations(root: Path, split: str, words: Sequence[str], files: Iterable[Path]) -> Path:
-    for word in words:
-        found = [path for path in files if word in str(path.relative_to(root)).lower()]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(
-                f'{root} holds several annotation files for "{split}": '
-                f'{", ".join(_relative(path, root) for path in found)}. Say which: '
-                f'--{split}-json FILE'
-            )
-    raise UserError(
-        f'{root} holds no annotations for "{split}": looked for a JSON file of COCO\'s form with '
-        f"{' or '.join(words)} in its name or its folder's. Say which it is: --{split}-json FILE"
-    )
-
-
-def _split(root: Path, path: Path, content: CocoContent, words: Sequence[str]) -> Split:
-    names = [str(image.get('file_name', '')) for image in content.images]
-    if not names:
-        raise UserError(f'{path}: names no images.')
-    samples = {names[0], names[len(names) // 2], names[-1]}
-    folders = sorted(
-        _below(root, None),
-        key=lambda folder: (
-            folder != path.parent,
-            not any(word in folder.name.lower() for word in words),
-        ),
-    )
-    for folder in folders:
-        if all((folder / name).is_file() for name in samples):
-            break
-    else:
-        raise UserError(
-            f'{path} names {names[0]}, which is in no folder of {root} (looked {DEPTH} folders '
-            'deep).'
-        )
-    counts = Counter(each.get('category_id') for each in content.annotations)
-    classes = tuple(each['name'] for each in content.categories if counts[each['id']])
-    if not classes:
-        raise UserError(f'{path}: has no objects of its categories.')
-    has_masks = all(each.get('segmentation') for each in content.annotations)
-    return Split(path, folder, len(names), classes, has_masks)
-
-
-def _relative(path: Path, root: Path) -> str:
+def _below(path: Path, root: Path) -> str:
+    """A path from a folder on, or the whole path if it lies elsewhere."""
+    path, root = path.absolute(), root.absolute()
+    if not path.is_relative_to(root):
+        return path.as_posix()
     return os.path.relpath(path, root).replace(os.sep, '/')
 
 
-# --- Writing --------------------------------------------------------------------------------
+# --- Detectors --------------------------------------------------------------------------------
+
+
+def _detection(root: Path, data: DetectionData, cfg: Config) -> list[str]:
+    small = _small_images(cfg)
+    lines = [*small]
+    for split, part in data.splits.items():
+        dataset = dict(
+            type='CocoDataset',
+            data_root=_Name('data_root'),
+            ann_file=_below(part.annotations, root),
+            data_prefix=dict(img=_prefix(part, root)),
+            metainfo=_Name('metainfo'),
+        )
+        if small:
+            dataset['pipeline'] = _Name(f'{"train" if split == "train" else "test"}_pipeline')
+        lines.append(f'{split}_dataloader = {_source(dict(dataset=dataset))}')
+        if split != 'train':
+            file = part.annotations.absolute().as_posix()
+            lines.append(f'{split}_evaluator = dict(ann_file={file!r})')
+    if 'test' not in data.splits:
+        lines += ['test_dataloader = val_dataloader', 'test_evaluator = val_evaluator']
+    if small:
+        lines += _few_iterations(cfg, data.splits['train'].num_images)
+    elif type_name(cfg.train_cfg) in ('', 'EpochBasedTrainLoop'):
+        lines += _epochs(cfg, data.splits['train'].num_images)
+    return lines
+
+
+def _prefix(part: CocoSplit, root: Path) -> str:
+    below = _below(part.images, root)
+    return '' if below == '.' else f'{below}/'
+
+
+def _small_images(cfg: Config) -> list[str]:
+    """Pipelines that resize, for bases of the embedded data set, whose images are all small."""
+    if not _is_of_shapes(cfg):
+        return []
+    resize = dict(type='Resize', scale=_Name('image_size'), keep_ratio=True)
+    train, test = (
+        _plain(cfg[f'{split}_dataloader'].dataset.pipeline) for split in ('train', 'val')
+    )
+    train = [FLIP if step['type'] == 'RandomFlip' else step for step in train]
+    train.insert(1 + [step['type'] for step in train].index('LoadAnnotations'), resize)
+    test = [resize if step['type'] == 'Resize' else step for step in test]
+    return [
+        f'image_size = ({SMALL}, {SMALL})  # pixels that images are resized into',
+        f'train_pipeline = {_source(train)}',
+        f'test_pipeline = {_source(test)}',
+    ]
+
+
+def _few_iterations(cfg: Config, num_images: int) -> list[str]:
+    """A schedule of minutes to an hour without a GPU, for bases of the embedded data set."""
+    batch = cfg.train_dataloader.batch_size
+    wanted = max(LEAST_OF_SMALL, math.ceil(EPOCHS_OF_SMALL * num_images / batch))
+    return [
+        f'max_iters = {min(cfg.train_cfg.max_iters, wanted)}  # of {batch} images',
+        'train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 5)',
+        'param_scheduler = [',
+        "dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),",
+        "dict(type='CosineAnnealingLR', by_epoch=False, begin=100, end=max_iters, "
+        'eta_min_ratio=0.01)]',
+        'default_hooks = dict(checkpoint=dict(interval=max_iters // 5))',
+    ]
+
+
+def _is_of_shapes(cfg: Config) -> bool:
+    kind = cfg.train_dataloader.dataset.type
+    return isinstance(kind, str) and kind.startswith('mmfocal.datasets.')
+
+
+def _check_detector(cfg: Config, base: str) -> None:
+    dataset = cfg.get('train_dataloader', {}).get('dataset', {})
+    kind = type_name(dataset) or 'none'
+    if cfg.get('default_scope') != 'mmdet' or kind not in ('CocoDataset', 'ShapesDataset'):
+        raise UserError(
+            f'{base} has training data of type {kind}, which cannot be replaced by a folder: '
+            'expected a config of mmdet with CocoDataset, such as focal_maskrcnn_3x, '
+            'focal_retinanet_3x or focal_atss_3x, or, for label maps, one of mmseg such as '
+            'focal_upernet_160k.'
+        )
+    if 'seg' in dataset.data_prefix:
+        raise UserError(
+            f'{base} learns from label maps beside boxes, which are not there. Take another base, '
+            'such as focal_cascade-maskrcnn_3x.'
+        )
+
+
+def _epochs(cfg: Config, num_images: int) -> list[str]:
+    batch, base = cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs
+    iterations = math.ceil(num_images / batch)
+    epochs = max(base, min(math.ceil(LEAST_ITERATIONS / iterations), MOST_EPOCHS))
+    warm_up = min(500, epochs * iterations // 10)
+    return [
+        f'max_epochs = {epochs}  # {iterations} iterations each on one GPU',
+        f'train_cfg = dict(max_epochs=max_epochs, val_interval={math.ceil(epochs / 36)})',
+        'param_scheduler = [',
+        f"dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end={warm_up}),",
+        "dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, ",
+        'milestones=[max_epochs * 3 // 4, max_epochs * 11 // 12], gamma=0.1)]',
+        '# By the number of images in a step, which the number of GPUs decides.',
+        'auto_scale_lr = dict(enable=True)',
+    ]
+
+
+# --- Segmenters -------------------------------------------------------------------------------
+
+
+def _segmentation(root: Path, data: LabelMaps, cfg: Config) -> list[str]:
+    lines = []
+    train, test = (
+        _with_labels(cfg[f'{split}_dataloader'].dataset.pipeline, data.reduce_zero_label)
+        for split in ('train', 'val')
+    )
+    if _is_of_shapes(cfg):
+        lines = [
+            f'crop_size = ({CROP}, {CROP})  # pixels that are cut out of each image',
+            'model.update(data_preprocessor=dict(size=crop_size))',
+        ]
+        crop = dict(type='RandomCrop', crop_size=_Name('crop_size'), cat_max_ratio=0.75)
+        train = [FLIP if step['type'] == 'RandomFlip' else step for step in train]
+        train.insert(1 + [step['type'] for step in train].index('LoadAnnotations'), crop)
+    lines += [f'train_pipeline = {_source(train)}', f'test_pipeline = {_source(test)}']
+    for split, part in data.splits.items():
+        dataset = dict(
+            type='BaseSegDataset',
+            data_root=_Name('data_root'),
+            ann_file='' if part.ann_file is None else _below(part.ann_file, root),
+            data_prefix=dict(
+                img_path=_below(part.img_path, root), seg_map_path=_below(part.seg_map_path, root)
+            ),
+            img_suffix=part.img_suffix,
+            seg_map_suffix=part.seg_map_suffix,
+            reduce_zero_label=data.reduce_zero_label,
+            metainfo=_Name('metainfo'),
+            pipeline=_Name(f'{"train" if split == "train" else "test"}_pipeline'),
+        )
+        lines.append(f'{split}_dataloader = {_source(dict(dataset=dataset))}')
+    if 'test' not in data.splits:
+        lines.append('test_dataloader = val_dataloader')
+    schedule = _few_iterations if _is_of_shapes(cfg) else _iterations
+    return lines + schedule(cfg, data.splits['train'].num_images)
+
+
+def _with_labels(pipeline: Iterable, reduce_zero_label: bool) -> list[dict]:
+    """Transforms that load labels as the data has them."""
+    return [
+        {**step, 'reduce_zero_label': reduce_zero_label}
+        if step['type'] == 'LoadAnnotations'
+        else step
+        for step in _plain(pipeline)
+    ]
+
+
+def _check_segmenter(cfg: Config, base: str) -> None:
+    if 'pipeline' not in cfg.train_dataloader.dataset:
+        raise UserError(
+            f'{base} does not learn from label maps alone: expected a config of mmseg, such as '
+            'focal_upernet_160k.'
+        )
+
+
+def _iterations(cfg: Config, num_images: int) -> list[str]:
+    batch, base = cfg.train_dataloader.batch_size, cfg.train_cfg.max_iters
+    wanted = math.ceil(EPOCHS_OF_SEGMENTERS * num_images / batch)
+    iterations = min(base, max(LEAST_ITERATIONS, wanted))
+    warm_up = min(1500, iterations // 10)
+    return [
+        f'max_iters = {iterations}  # of {batch} images on each GPU',
+        'train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 10)',
+        'param_scheduler = [',
+        f"dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end={warm_up}),",
+        f"dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin={warm_up}, "
+        'end=max_iters)]',
+        'default_hooks = dict(checkpoint=dict(interval=max_iters // 10))',
+        '# By the number of images in a step, which the number of GPUs decides.',
+        'auto_scale_lr = dict(enable=True)',
+    ]
+
+
+# --- Source -----------------------------------------------------------------------------------
 
 
 class _Name(str):
@@ -229,6 +310,8 @@ def _with_num_classes(value: Any) -> dict | None:
     for key, item in value.items():
         if key == 'num_classes':
             changes[key] = _Name('num_classes')
+        elif key == 'class_weight' and isinstance(item, list | tuple):  # for other classes
+            changes[key] = None
         elif isinstance(item, dict) and (inner := _with_num_classes(item)):
             changes[key] = inner
         elif isinstance(item, list | tuple) and any(
@@ -240,50 +323,19 @@ def _with_num_classes(value: Any) -> dict | None:
 
 
 def _replaced(value: Any) -> Any:
+    """A head of a list, whole."""
+    if isinstance(value, list | tuple):
+        return [_replaced(each) for each in value]
     if not isinstance(value, dict):
         return value
-    names = dict(num_classes=_Name('num_classes'))
-    return {
-        key: names.get(key, _replaced(item)) for key, item in value.items() if key != '_scope_'
-    }
+    changes = _with_num_classes(value)
+    return {key: changes.get(key, _replaced(item)) for key, item in _plain(value).items()}
 
 
-def _check_base(cfg: Config, base: str, data: Split) -> None:
-    kind = type_name(cfg.train_dataloader.dataset)
-    if cfg.get('default_scope') != 'mmdet' or kind not in (
-        'CocoDataset',
-        'ShapesDataset',
-    ):
-        raise UserError(
-            f'{base} has training data of type {kind}, which cannot be replaced by a folder: '
-            'expected a config of mmdet with CocoDataset, such as focal_maskrcnn_3x, '
-            'focal_retinanet_3x or focal_atss_3x.'
-        )
-    if 'seg' in cfg.train_dataloader.dataset.data_prefix:
-        raise UserError(
-            f'{base} learns from label maps beside boxes, which {data.annotations} does not name. '
-            'Take another base, such as focal_cascade-maskrcnn_3x.'
-        )
-    steps = cfg.train_dataloader.dataset.pipeline
-    if any(step.get('with_mask') for step in steps) and not data.has_masks:
-        raise UserError(
-            f'{base} learns masks, and {data.annotations} has objects without segmentation. Take '
-            'a base without masks: focal_retinanet_3x, focal_atss_3x, focal_sparsercnn_3x.'
-        )
-
-
-def _schedule(cfg: Config, num_images: int) -> list[str]:
-    batch, base = cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs
-    iterations = math.ceil(num_images / batch)
-    epochs = max(base, min(math.ceil(LEAST_ITERATIONS / iterations), MOST_EPOCHS))
-    warm_up = min(500, epochs * iterations // 10)
-    return [
-        f'max_epochs = {epochs}  # {iterations} iterations each on one GPU',
-        f'train_cfg = dict(max_epochs=max_epochs, val_interval={math.ceil(epochs / 36)})',
-        'param_scheduler = [',
-        f"dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end={warm_up}),",
-        "dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, ",
-        'milestones=[max_epochs * 3 // 4, max_epochs * 11 // 12], gamma=0.1)]',
-        '# By the number of images in a step, which the number of GPUs decides.',
-        'auto_scale_lr = dict(enable=True)',
-    ]
+def _plain(value: Any) -> Any:
+    """A part of a config as plain lists and dicts, without the scopes that mmengine adds."""
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if key != '_scope_'}
+    return value

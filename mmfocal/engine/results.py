@@ -9,10 +9,15 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import master_only
+from mmengine.registry import METRICS
 
-from mmfocal.utils.config import type_name
+from mmfocal.utils.config import class_of, is_third_party, parameters_of, type_name
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import check_target, written_atomically
+from mmfocal.utils.fonts import install_fonts
+
+# In place of mmseg's; a room above this one.
+LABEL_MAPS = 'mmfocal.visualization.label_maps.LabelMapVisualizer'
 
 
 def set_predictions_file(cfg: Config, out: str) -> None:
@@ -30,9 +35,13 @@ def set_predictions_file(cfg: Config, out: str) -> None:
     Path(out).absolute().parent.mkdir(parents=True, exist_ok=True)
     evaluators = cfg.test_evaluator
     for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-        if type_name(evaluator).endswith('CocoMetric'):
+        kind = class_of(evaluator, METRICS, cfg.get('default_scope'))
+        bases = {
+            base.__name__ for base in getattr(kind, '__mro__', ()) if not is_third_party(base)
+        }
+        if 'CocoMetric' in bases and 'outfile_prefix' in parameters_of(kind):
             evaluator.outfile_prefix = os.path.abspath(out.removesuffix('.json'))
-        elif type_name(evaluator).endswith('IoUMetric'):
+        elif 'IoUMetric' in bases and 'output_dir' in parameters_of(kind):
             evaluator.output_dir = os.path.abspath(out.removesuffix('.json') + '.labels')
 
 
@@ -62,6 +71,9 @@ def set_visualization(cfg: Config, show: bool, show_dir: str | None) -> None:
     if show:
         hook.show = True
         hook.wait_time = 2  # seconds
+    install_fonts()
+    if type_name(cfg.get('visualizer') or {}) == 'SegLocalVisualizer':
+        cfg.visualizer.type = LABEL_MAPS
     # mmdet's hook draws every image. The others draw a few, and mmseg's leaves the writing to
     # the visualizer.
     if cfg.default_scope != 'mmdet':

@@ -76,6 +76,7 @@ class TestOptions:
         show_dir: folder for images with predictions.
         tta: whether to augment images, by the config's ``tta_model`` and ``tta_pipeline``.
         launcher: as of :class:`TrainOptions`.
+        data_check: whether annotations and images are looked into before.
     """
 
     __test__ = False  # no class of tests, whatever pytest thinks of its name
@@ -87,6 +88,7 @@ class TestOptions:
     show_dir: str | None = None
     tta: bool = False
     launcher: str = 'none'
+    data_check: bool = True
 
 
 def train(cfg: Config, options: TrainOptions | None = None) -> Runner:
@@ -106,11 +108,7 @@ def train(cfg: Config, options: TrainOptions | None = None) -> Runner:
     options = options or TrainOptions()
     check_sections(cfg, 'train')
     check_seed('--seed', options.seed)
-    splits = ('train', 'val')
-    check_data(cfg, splits)
-    if options.data_check and is_first_process():
-        for line in check_contents(cfg, splits):
-            print(line)
+    _check_data(cfg, ('train', 'val'), options.data_check)
     settings.set_work_dir(cfg, options.work_dir)
     if options.auto_scale_lr:
         settings.set_auto_scale_lr(cfg)
@@ -155,10 +153,11 @@ def test(cfg: Config, options: TestOptions) -> dict[str, Any]:
         Metrics by name.
 
     Raises:
-        UserError: data or a checkpoint that is missing, or options that do not fit the config.
+        UserError: data that is missing or bad, a checkpoint that is missing, or options that do
+            not fit the config.
     """
     check_sections(cfg, 'test')
-    check_data(cfg, ('test',))
+    _check_data(cfg, ('test',), options.data_check)
     settings.set_work_dir(cfg, options.work_dir)
     start = Start(load_from=settings.checkpoint_of(options.checkpoint))
     if options.out:
@@ -178,3 +177,11 @@ def test(cfg: Config, options: TestOptions) -> dict[str, Any]:
         write_metrics(options.out, metrics, str(cfg.filename), options.checkpoint)
     settings.leave_group()
     return metrics
+
+
+def _check_data(cfg: Config, splits: Sequence[str], contents: bool) -> None:
+    """Whether the data is there, and on request whether it is fit; tells what is noted."""
+    check_data(cfg, splits)
+    if contents and is_first_process():
+        for line in check_contents(cfg, splits):
+            print(line)

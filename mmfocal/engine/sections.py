@@ -57,6 +57,9 @@ GROUPS = dict(
     val=('val_dataloader', 'val_cfg', 'val_evaluator'),
     test=('test_dataloader', 'test_cfg', 'test_evaluator'),
 )
+# What configs of MMDetection 2.x and MMSegmentation 0.x say under data, and in loaders now.
+FORMER = ('train', 'val', 'test', 'samples_per_gpu', 'workers_per_gpu')
+FORMER_LOADER = dict(samples_per_gpu='batch_size', workers_per_gpu='num_workers')
 LEVELS = ('CRITICAL', 'ERROR', 'WARNING', 'INFO', 'DEBUG')  # of logging, by their names
 MAX_SEED = 2**32 - 1  # that NumPy takes
 
@@ -88,16 +91,49 @@ def check_sections(cfg: Config, needed: str | None = None) -> None:
             value = cfg.get(name)
             if _is_plain(value) and not isinstance(value, kinds):
                 raise UserError(f'{name}: expected a {words}, got {value!r}.')
+    _check_former(cfg)
     _check_choices(cfg)
     _check_length(cfg)
     _check_optimizer(cfg)
     check_seed('randomness.seed', (cfg.get('randomness') or {}).get('seed'))
     if needed is not None:
         _check_groups(cfg, needed)
+        for split in ('train', 'val') if needed == 'train' else (needed,):
+            _check_loader(f'{split}_dataloader', cfg.get(f'{split}_dataloader'))
     _check_scope(cfg)
     family = family_of(cfg)
     if cfg.get('default_scope') is None and family:
         cfg.default_scope = family
+
+
+def _check_former(cfg: Config) -> None:
+    """Raises UserError for a config of MMDetection 2.x, MMSegmentation 0.x or MMClassification."""
+    data = cfg.get('data')
+    is_former = isinstance(data, dict) and not data.keys().isdisjoint(FORMER)
+    if is_former and not any(cfg.get(f'{split}_dataloader') for split in GROUPS):
+        raise UserError(
+            f'{cfg.filename or "The config"} is of MMDetection 2.x or MMSegmentation 0.x: it has '
+            "data=dict(train=..., samples_per_gpu=...). Of today's configs each split has a "
+            'loader: train_dataloader=dict(batch_size=..., num_workers=..., dataset=...), and '
+            'optimizer, lr_config and runner are optim_wrapper, param_scheduler and train_cfg.'
+        )
+
+
+def _check_loader(path: str, loader: Any) -> None:
+    loader = loader if isinstance(loader, dict) else {}
+    for former, now in FORMER_LOADER.items():
+        if former in loader:
+            raise UserError(
+                f'{path}.{former} is of MMDetection 2.x or MMSegmentation 0.x. Write {now} '
+                'instead.'
+            )
+    for name, none in (('persistent_workers', False), ('prefetch_factor', None)):
+        if not loader.get('num_workers') and loader.get(name):
+            raise UserError(
+                f'{path}: num_workers=0 and {name}={loader[name]!r} exclude each other, since the '
+                f'latter is about worker processes. Set {path}.num_workers to 1 or more, or '
+                f'{path}.{name} to {none}.'
+            )
 
 
 def _check_length(cfg: Config) -> None:

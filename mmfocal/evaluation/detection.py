@@ -6,6 +6,7 @@ Kinds of errors have the names of TIDE (Bolya et al., arXiv 2008.08115).
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -18,6 +19,8 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mmfocal.datasets.checks import BadDataError, CocoData, check_coco
+from mmfocal.datasets.checks import Report as Faults
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import check_file
 from mmfocal.visualization.predictions import draw_coco, palette_of
@@ -36,6 +39,9 @@ OUTCOMES = (
 )
 COLUMNS = ('AP', 'AP50', 'AP75', 'small', 'medium', 'large')
 KINDS = dict(bbox='box', segm='mask')  # of detections, by their names in files
+MAX_COORDINATE = 1e6  # of a detection, which may leave its image; pycocotools fails from 1e8 on
+# Compressed RLE; after a last character that says that more follow, pycocotools would read on.
+COUNTS = re.compile('[0-o]*[0-O]')
 NEAR = 0.1  # IoU from which a detection belongs to an object at all
 
 
@@ -205,10 +211,10 @@ def analyze_detections(
         images: how many of the worst images to show; a third as many of the best.
 
     Raises:
-        UserError: predictions for other images or classes than the annotations have, or
-            annotations without any object.
+        UserError: annotations that are bad or without any object, predictions of another form,
+            or for other images or classes than the annotations have.
     """
-    check_file(ann_file)
+    _check_annotations(ann_file, image_folder, 'segm' in predictions)
     with redirect_stdout(None):
         truth = COCO(str(ann_file))
     if not truth.anns:
@@ -216,8 +222,7 @@ def analyze_detections(
             f'{ann_file} has no annotations, so there is nothing to compare with. Take a test set '
             'that has them: --cfg-options test_dataloader.dataset.ann_file=...'
         )
-    found = {kind: json.loads(Path(path).read_text()) for kind, path in predictions.items()}
-    _check(truth, found['bbox'], ann_file, predictions['bbox'])
+    found = {kind: _read(path, kind, truth, ann_file) for kind, path in predictions.items()}
     names = {each['id']: each['name'] for each in truth.loadCats(truth.getCatIds())}
 
     by_image = defaultdict(list)
@@ -264,10 +269,11 @@ def analyze_detections(
             f'{outcome.counts[kind]} {kind}' for kind in OUTCOMES if outcome.counts[kind]
         )
         palette = palette_of(len(names))
-        return Example(
-            *(name, outcome.f1 or 0.0, text),
-            *(draw_coco(image, side, truth, palette) for side in sides),
-        )
+        try:
+            drawn_sides = [draw_coco(image, _as(drawn, side), truth, palette) for side in sides]
+        except ValueError as error:  # of counts whose sum is not the size of the image
+            raise UserError(f'{predictions[drawn]}: a mask of {name!r}: {error}.') from error
+        return Example(name, outcome.f1 or 0.0, text, *drawn_sides)
 
     ranked = sorted(
         (each.f1, -sum(each.counts.values()), image_id)
@@ -281,15 +287,70 @@ def analyze_detections(
     return report
 
 
-def _check(truth: COCO, found: list[dict], ann_file: Any, file: Any) -> None:
-    strange = {each['image_id'] for each in found} - set(truth.getImgIds())
-    classes = {each['category_id'] for each in found} - set(truth.getCatIds())
-    if strange or classes:
-        what = f'images such as {min(strange)}' if strange else f'classes such as {min(classes)}'
-        raise UserError(
-            f'{file} has detections for {what}, which {ann_file} does not have. Expected '
-            'predictions of the test set of this config, as tools/test.py --out writes them.'
-        )
+def _as(kind: str, objects: Sequence[dict]) -> list[dict]:
+    """Objects with what is compared: of boxes, masks are not drawn, nor looked at before."""
+    if kind == 'segm':
+        return list(objects)
+    return [{**each, 'segmentation': None} for each in objects]
+
+
+def _check_annotations(ann_file: str | Path, image_folder: str | Path, masks: bool) -> None:
+    """Raises BadDataError for annotations that pycocotools, or who reads the report, must not see.
+
+    Images are opened when they are shown.
+    """
+    data = CocoData(
+        annotations=str(ann_file), images=str(image_folder), has_masks=masks, trains=False
+    )
+    report = Faults()
+    check_coco(data, report, most=0)
+    if report.count('error'):
+        raise BadDataError('\n'.join(report.lines('error')))
+
+
+def _read(path: str | Path, kind: str, truth: COCO, ann_file: str | Path) -> list[dict]:
+    """Detections in COCO's result form, which fit the annotations."""
+    check_file(path)
+    expected = 'Expected predictions of the test set of this config, as tools/test.py --out writes'
+    try:
+        found = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path} is no JSON ({error}). {expected} them.') from error
+    if not isinstance(found, list):
+        raise UserError(f'{path} holds no list of detections. {expected} them.')
+    for number, each in enumerate(found):
+        if problem := _misfit(each, kind, truth, ann_file):
+            raise UserError(f'{path}: detection number {number} {problem}. {expected} them.')
+    return found
+
+
+def _misfit(detection: Any, kind: str, truth: COCO, ann_file: str | Path) -> str | None:
+    """Why a detection cannot be compared with the annotations, as part of a sentence."""
+    if not isinstance(detection, dict):
+        return 'is no JSON object'
+    for key, known in (('image_id', truth.imgs), ('category_id', truth.cats)):
+        identity = detection.get(key)
+        if not isinstance(identity, int | str) or identity not in known:
+            return f'has {key} {identity!r}, which {ann_file} does not have'
+    if not _are_coordinates([detection.get('score')]):
+        return f'has score {detection.get("score")!r}, which is no number'
+    if 'bbox' in detection or kind == 'bbox':
+        box = detection.get('bbox')
+        if not isinstance(box, list) or len(box) != 4 or not _are_coordinates(box):
+            return f'has bbox {box!r}, which is not x, y, width and height'
+    if kind == 'segm':
+        image, mask = truth.imgs[detection['image_id']], detection.get('segmentation')
+        size = [image['height'], image['width']]
+        counts = mask.get('counts') if isinstance(mask, dict) else None
+        is_rle = isinstance(counts, str) and COUNTS.fullmatch(counts)
+        if not is_rle or mask.get('size') != size:
+            return f'has no mask of [height, width] {size} as compressed RLE'
+    return None
+
+
+def _are_coordinates(values: Sequence[Any]) -> bool:
+    """Whether all are numbers that pycocotools can take; false for NaN."""
+    return all(isinstance(each, int | float) and abs(each) <= MAX_COORDINATE for each in values)
 
 
 def _class_table(truth: COCO, names: dict, precisions: dict, by_class: Counter) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -12,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 
 from mmfocal.datasets.checks import why_unreadable
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import written_atomically
+from mmfocal.utils.pages import data_uri, render
 from mmfocal.visualization.predictions import SIDE
 
 
@@ -144,26 +143,25 @@ def write_report(report: Report, folder: str | Path, title: str) -> Path:
         The path of the page.
     """
     folder = Path(folder)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        # Names of classes and files come from others.
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    page = render(
+        Path(__file__).with_name('report.html.jinja'),
+        dict(cell=_cell, key=_key, image=_image, file=_file),
+        report=report,
+        title=title,
     )
-    environment.filters.update(cell=_cell, key=_key, image=_image, file=_file)
-    page = environment.get_template('report.html.jinja').render(report=report, title=title)
     path = folder / 'report.html'
     numbers = json.dumps(report.as_numbers(), indent=1, default=float)
-    for target, text in ((path, page), (folder / 'report.json', numbers + '\n')):
+    for target, content in ((path, page), (folder / 'report.json', f'{numbers}\n'.encode())):
         with written_atomically(target) as file:
-            file.write(text.encode())
+            file.write(content)
     return path
 
 
 def text_table(table: Table) -> str:
     """A table for the terminal."""
     cells = [list(table.header), *([_cell(value) for value in row] for row in table.rows)]
+    # Names of others could move the cursor, or begin lines.
+    cells = [[''.join(map(_visible, cell)) for cell in row] for row in cells]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -171,6 +169,10 @@ def text_table(table: Table) -> str:
         line = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
         lines.append('  '.join(line).rstrip())
     return '\n'.join([html.unescape(table.title), *lines])
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 def _cell(value: Any) -> str:
@@ -191,12 +193,8 @@ def _image(image: np.ndarray) -> str:
     if scale < 1:
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     _, data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, 85])
-    return _uri(data.tobytes(), 'image/jpeg')
+    return data_uri(data.tobytes(), 'image/jpeg')
 
 
 def _file(path: Path) -> str:
-    return _uri(path.read_bytes(), 'image/png')
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f'data:{kind};base64,{base64.b64encode(data).decode()}'
+    return data_uri(path.read_bytes(), 'image/png')

@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 
+from mmfocal.datasets.checks import check_contents, check_data
 from mmfocal.engine import settings
 from mmfocal.engine.runner import TestOptions, test
 from mmfocal.utils.errors import UserError
@@ -41,10 +42,14 @@ def analyze(cfg: Config, file: Path, **options: Any) -> Report:
         **options: of :func:`analyze_detections`; segmenters take only ``images``.
 
     Raises:
-        UserError: a classifier, no predictions, or what the functions of both families raise.
+        UserError: a classifier, no predictions, a test set that is missing or bad, or what the
+            functions of both families raise.
     """
     _check_family(cfg)
     settings.import_packages(cfg)
+    check_data(cfg, ('test',))
+    for line in check_contents(cfg, ('test',)):
+        print(line)
     stem = str(file).removesuffix('.json')
     if cfg.default_scope == 'mmseg':
         return _segmentations(cfg, Path(f'{stem}.labels'), options['images'])

@@ -59,7 +59,7 @@ def analyze_segmentations(
         images: how many of the worst images to show; a third as many of the best.
 
     Raises:
-        UserError: a predicted label map is missing or of another size.
+        UserError: a predicted label map is missing, of another size, or of other classes.
     """
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     per_image = []
@@ -69,6 +69,11 @@ def analyze_segmentations(
             raise UserError(
                 f'{path.name}: expected a predicted label map of {truth.shape}, height and width '
                 f'of the true one, got {found.shape}. Are these predictions of this test set?'
+            )
+        if found.max(initial=0) >= len(classes):
+            raise UserError(
+                f'{path.name}: expected a predicted label map of {len(classes)} classes, got '
+                f'{int(found.max()) + first_label} in it. Are these predictions of this test set?'
             )
         own = count_pixels(truth, found, len(classes))
         counts += own

@@ -26,12 +26,13 @@ from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_conf
 from mmfocal.engine.settings import checkpoint_of, import_packages
 from mmfocal.utils.config import family_of
 from mmfocal.utils.errors import UserError
+from mmfocal.visualization.predictions import as_shown
 from mmfocal.visualization.view import test_dataset
 from mmfocal.weights.classifier import load_classifier
 from mmfocal.weights.layouts import state_dict_of
 
 from .inputs import Input, LoadedImage, Skipped, UnreadableError, find_inputs, read
-from .tasks import TASKS, Task, as_shown
+from .tasks import TASKS, Task
 
 # Images that are read ahead, in batches, to find some of equal size.
 BATCHES_AHEAD = 4

@@ -21,12 +21,8 @@ import numpy as np
 
 from mmfocal.datasets.checks import check_size, leaves_folder, read_image, unfit_pixels
 from mmfocal.utils.errors import UserError
-from mmfocal.utils.files import why_no_file
+from mmfocal.utils.files import IMAGE_SUFFIXES, why_no_file
 
-# In folders and among the matches of a pattern; a file that is named itself may end in anything.
-IMAGES = frozenset(
-    ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
-)
 VIDEOS = frozenset(('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv'))
 
 # Ways to write images that OpenCV has everywhere; others become PNG.
@@ -207,7 +203,7 @@ def _is_below(path: str, folder: str | None) -> bool:
 
 
 def _is_wanted(name: str) -> bool:
-    return not name.startswith('.') and _suffix(name) in IMAGES | VIDEOS
+    return not name.startswith('.') and _suffix(name) in IMAGE_SUFFIXES | VIDEOS
 
 
 def _suffix(path: str) -> str:
@@ -215,7 +211,7 @@ def _suffix(path: str) -> str:
 
 
 def _suffixes() -> str:
-    return f'Looked for names that end in {", ".join(sorted(IMAGES | VIDEOS))}.'
+    return f'Looked for names that end in {", ".join(sorted(IMAGE_SUFFIXES | VIDEOS))}.'
 
 
 def _fixed_part(pattern: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
@@ -173,16 +172,6 @@ class Classification(Task):
 
 
 TASKS: dict[str, type[Task]] = dict(mmdet=Detection, mmseg=Segmentation, mmpretrain=Classification)
-
-
-def as_shown(image: np.ndarray) -> np.ndarray:
-    """Whatever a loader gives, as ``(H, W, 3)`` of uint8, BGR, to draw on."""
-    if image.dtype == np.uint16:
-        image = image // 256
-    image = np.clip(image, 0, 255).astype(np.uint8)
-    if image.ndim == 2 or image.shape[2] == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    return np.ascontiguousarray(image[..., :3])
 
 
 def _predicted(sample: BaseDataElement) -> str:

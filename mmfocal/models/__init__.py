@@ -1,6 +1,7 @@
-"""The backbone and its parts."""
+"""The backbone and its parts, and a loss."""
 
 from .focal_transformer import FocalTransformer
 from .focal_transformer_fast import FocalTransformerFast
+from .losses import ClassWeightedCrossEntropyLoss
 
-__all__ = ['FocalTransformer', 'FocalTransformerFast']
+__all__ = ['ClassWeightedCrossEntropyLoss', 'FocalTransformer', 'FocalTransformerFast']

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -105,6 +106,42 @@ def class_of(config: Any, registry: Registry, scope: str | None) -> type | None:
     except Exception:  # imports of packages may raise anything
         return None
     return kind if isinstance(kind, type) else None
+
+
+def parameters_of(kind: Callable) -> dict[str, inspect.Parameter]:
+    """What a class or function takes as keywords, by name.
+
+    What a class passes on is looked for in the classes that it derives from.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for base in getattr(kind, '__mro__', [kind]):
+        call = base.__dict__.get('__init__') if inspect.isclass(base) else base
+        try:
+            parameters = inspect.signature(call).parameters.values() if call else None
+        except (TypeError, ValueError):  # written in C
+            break
+        if parameters is None:
+            continue
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        for parameter in parameters:
+            if parameter.kind in kinds and parameter.name != 'self':
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def setting(config: Mapping, kind: Callable | None, name: str) -> Any:
+    """A setting of what a config builds: as it says, or as the class has it by default.
+
+    Returns:
+        None if neither is known.
+    """
+    if name in config:
+        return config[name]
+    parameter = parameters_of(kind).get(name) if kind is not None else None
+    is_known = parameter is not None and parameter.default is not parameter.empty
+    return parameter.default if is_known else None
 
 
 def import_custom_modules(cfg: Config) -> None:

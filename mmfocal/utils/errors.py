@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .text import printable_lines
+
 
 class UserError(RuntimeError):
     """What was expected, what came, and what to do."""
@@ -28,8 +30,11 @@ def user_errors_without_trace() -> Iterator[None]:
         yield
     except UserError as error:
         if is_first_process():
-            print(f'\n{error}', file=sys.stderr)
+            print(f'\n{printable_lines(error)}', file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print('\nInterrupted.', file=sys.stderr)
         sys.exit(130)

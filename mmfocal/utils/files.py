@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ from typing import BinaryIO
 
 from .errors import UserError
 
+# What images end in, as far as folders are looked through for them.
+IMAGE_SUFFIXES = frozenset(
+    ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
+)
 # Names of temporary files; those of earlier commits had no ending.
 _ENDING = '.mmfocal'
 _TEMPORARY = re.compile(rf'\.(.+)\.[0-9a-f]{{8}}(?:{re.escape(_ENDING)})?')
@@ -97,6 +102,46 @@ def written_atomically(path: str | os.PathLike) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):  # it is gone, or was never there
             temporary.unlink()
+
+
+@contextmanager
+def folder_written_atomically(path: str | os.PathLike, marker: str) -> Iterator[Path]:
+    """A folder to write into that takes the name ``path`` once everything is in it.
+
+    One that was written before is replaced as a whole. If writing fails, or the process dies, it
+    is still there.
+
+    Args:
+        path: of the folder.
+        marker: name of a file that is always written into it, by which it is known as ours.
+
+    Raises:
+        UserError: there is a file, or a folder without the marker, under that name; or the disk
+            is full.
+    """
+    path = Path(path).absolute()
+    check_folder(path)
+    if path.exists() and any(path.iterdir()) and not (path / marker).is_file():
+        raise UserError(
+            f'{path} is there already and holds other files (no {marker}). Choose another name.'
+        )
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}{_ENDING}')
+    old = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}{_ENDING}')
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(
+            f'{path} could not be written: {error.strerror or error}. Make room, or choose '
+            'another folder.'
+        ) from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def intended_name(temporary: str) -> str | None:

@@ -28,6 +28,7 @@ from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
 from mmfocal.datasets.checks import why_unreadable
+from mmfocal.utils.fonts import install_fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,6 +66,16 @@ def enlarged(array: np.ndarray) -> np.ndarray:
     """
     factor = max(1, SIDE // max(array.shape[:2]))
     return array.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def as_shown(image: np.ndarray) -> np.ndarray:
+    """Whatever a loader gives, as ``(H, W, 3)`` of uint8, BGR, to draw on."""
+    if image.dtype == np.uint16:
+        image = image // 256
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    if image.ndim == 2 or image.shape[2] == 1:
+        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    return np.ascontiguousarray(image[..., :3])
 
 
 # Names of classes are written as they are: for matplotlib, '$' begins a formula.
@@ -162,21 +173,34 @@ def draw_label_map(
         'mmseg', image, sample, dict(classes=names, palette=palette), with_labels=False
     )
     coloured = np.where((label_map < len(names))[..., None], coloured, image)
-    places = [each for each in _places(label_map) if each[0] < len(names)] if labels else ()
-    if not places:
+    if not labels:
         return coloured
     visualizer, _ = _visualizer('mmseg')
     visualizer.set_image(coloured[..., ::-1])
+    write_names(visualizer, label_map, names)
+    return np.ascontiguousarray(visualizer.get_image()[..., ::-1])
+
+
+def write_names(visualizer: Visualizer, label_map: np.ndarray, names: Sequence[str]) -> None:
+    """Writes the name of each class of a label map into the largest area of the class.
+
+    Args:
+        visualizer: has the image.
+        label_map: ``(H, W)`` class indices.
+        names: of all classes; others are not written.
+    """
+    places = [each for each in _places(label_map) if each[0] < len(names)]
+    if not places:
+        return
     visualizer.draw_texts(
         [names[label] for label, _ in places],
         np.array([centre for _, centre in places]),
-        font_sizes=float(np.clip(min(image.shape[:2]) / 60, 8, 12)),  # points
+        font_sizes=float(np.clip(min(label_map.shape) / 60, 8, 12)),  # points
         colors='w',
         vertical_alignments='center',
         horizontal_alignments='center',
         bboxes=dict(facecolor='black', alpha=0.6, pad=0.7, edgecolor='none'),
     )
-    return np.ascontiguousarray(visualizer.get_image()[..., ::-1])
 
 
 def _places(label_map: np.ndarray) -> list[tuple[int, tuple[float, float]]]:
@@ -247,6 +271,7 @@ class _LastImage(BaseVisBackend):
 
 @cache
 def _visualizer(family: str) -> tuple[Visualizer, _LastImage]:
+    install_fonts()
     module = importlib.import_module(f'{family}.visualization')
     last = _LastImage()
     if family == 'mmdet':

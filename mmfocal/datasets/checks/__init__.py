@@ -6,7 +6,8 @@ version reads every annotation, looks whether every image is there, and reads th
 sample; the deep version decodes every image. :func:`install_sample_errors` is for training.
 """
 
-from .coco import CocoContent, CocoData, check_coco, read_coco
+from .coco import CocoData, Evaluation, check_coco
+from .coco_file import CocoContent, read_coco
 from .config import BadDataError, MissingDataError, check_contents, check_data
 from .dataset import check_lists
 from .images import (
@@ -29,6 +30,7 @@ __all__ = [
     'CocoData',
     'Counts',
     'Entry',
+    'Evaluation',
     'MissingDataError',
     'Report',
     'SampleError',

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+
+from mmfocal.utils.text import printable
 
 from .report import Report, some
 
@@ -25,24 +26,28 @@ class ClassCounts:
         amounts: int64 ``(classes,)``, boxes or pixels.
         images: int64 ``(classes,)``, images with any of them.
         without: pixels without a class.
+        values: that label maps hold, as they are stored.
         looked_at: images.
         of: images that there are.
     """
 
     def __init__(self, names: Sequence[str], unit: str) -> None:
-        self.names, self.unit = tuple(names), unit
+        self.names, self.unit = tuple(map(printable, names)), unit
         self.amounts = np.zeros(len(names), np.int64)
         self.images = np.zeros(len(names), np.int64)
         self.without = self.looked_at = self.of = 0
+        self.values: set[int] = set()
 
-    def add_boxes(self, boxes: Iterable[tuple[str, object]]) -> None:
-        """Counts boxes, given by the name of their class and the id of their image."""
-        numbers = {name: number for number, name in enumerate(self.names)}
-        found = [(numbers[name], image) for name, image in boxes if name in numbers]
-        for number, count in Counter(number for number, _ in found).items():
-            self.amounts[number] += count
-        for number, count in Counter(number for number, _ in set(found)).items():
-            self.images[number] += count
+    def add_boxes(self, labels: np.ndarray, images: np.ndarray) -> None:
+        """Counts boxes.
+
+        Args:
+            labels: int ``(N,)``, numbers of their classes.
+            images: int ``(N,)``, a number of the image of each.
+        """
+        self.amounts += np.bincount(labels, minlength=len(self.names))
+        pairs = np.unique(images * len(self.names) + labels)
+        self.images += np.bincount(pairs % len(self.names), minlength=len(self.names))
 
     def add_label_map(self, labels: np.ndarray, pixels: np.ndarray) -> None:
         """Counts the pixels of a label map.

@@ -5,25 +5,26 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 
-from mmfocal.utils.config import import_custom_modules, type_name
+from mmfocal.utils.config import (
+    import_custom_modules,
+    is_third_party,
+    parameters_of,
+    type_name,
+)
 from mmfocal.utils.errors import UserError
 
 from ..published import DATASETS
+from .across import Described, check_across
 from .coco import CocoData, check_coco
-from .dataset import (
-    DatasetConfig,
-    UnknownDatasetError,
-    find_datasets,
-    known_base,
-)
-from .images import Entry
-from .report import Counts, Report
+from .dataset import DatasetConfig, SettingError, UnknownDatasetError, find_datasets
+from .heads import Head, class_weight_problem, find_heads, is_of_label_maps, loss_problem
+from .reading import class_names, describe, evaluators, steps_of
+from .report import Counts, Report, some
 from .segmentation import SegmentationData, check_segmentation
 
 # How to get published data sets, by the classes that read them.
@@ -54,6 +55,16 @@ EMBEDDED = {
 PROGRAMS = ('.pkl', '.pickle', '.yaml', '.yml')
 # What transforms of mmdet import that mmdet does not require.
 PACKAGES = {'InstaBoost': 'instaboostfast', 'Albu': 'albumentations'}
+# Transforms and arguments of MMDetection 2.x and MMSegmentation 0.x, and what they are now.
+_PACKS = 'Write PackDetInputs or PackSegInputs at the end of the pipeline instead.'
+FORMER_TRANSFORMS = dict(
+    Collect=_PACKS,
+    DefaultFormatBundle=_PACKS,
+    ImageToTensor=_PACKS,
+    MultiScaleFlipAug='Leave it out; for test-time augmentation write TestTimeAug.',
+    LoadImageFromWebcam='Leave it out.',
+)
+FORMER_ARGUMENTS = dict(img_scale='scale', flip_ratio='prob', file_client_args='backend_args')
 
 
 class MissingDataError(UserError):
@@ -84,8 +95,10 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
     missing, options, sources = {}, {}, {}
     for split in splits:
         for dataset in find_datasets(cfg, split):
-            _check_packages(dataset)
+            _check_steps(cfg, dataset)
             _check_formats(dataset)
+            if dataset.elsewhere:
+                continue
             absent = [path for path in dataset.paths() if not os.path.exists(path)]
             if not absent:
                 continue
@@ -98,16 +111,28 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
         raise MissingDataError(_message(cfg, missing, options, sources))
 
 
-def _check_packages(dataset: DatasetConfig) -> None:
-    """Raises UserError if a transform of the data set's pipeline lacks its package."""
-    for number, step in enumerate(dataset.settings.get('pipeline') or ()):
-        package = PACKAGES.get(type_name(step))
-        if package and importlib.util.find_spec(package) is None:
+def _check_steps(cfg: Config, dataset: DatasetConfig) -> None:
+    """Raises UserError for a transform that lacks its package, or that there is no more."""
+    for step in steps_of(cfg, dataset):
+        name = type_name(step.settings)
+        package = PACKAGES.get(name)
+        if package and not is_third_party(step.kind) and importlib.util.find_spec(package) is None:
             raise UserError(
-                f'{dataset.key}.pipeline.{number}, {type_name(step)}, needs a package that is not '
-                f'installed. Run: pip install {package}, or leave this transform out of the '
-                'config.'
+                f'{dataset.key}.pipeline: {name} needs a package that is not installed. Run: pip '
+                f'install {package}, or leave this transform out of the config.'
             )
+        if step.kind is None and name in FORMER_TRANSFORMS:
+            raise UserError(
+                f'{dataset.key}.pipeline: {name} is of MMDetection 2.x or MMSegmentation 0.x. '
+                f'{FORMER_TRANSFORMS[name]}'
+            )
+        taken = parameters_of(step.kind) if step.is_stock else FORMER_ARGUMENTS
+        for argument, now in FORMER_ARGUMENTS.items():
+            if argument in step.settings and argument not in taken:
+                raise UserError(
+                    f'{dataset.key}.pipeline: {name} does not take {argument!r}, which is of '
+                    f'MMDetection 2.x or MMSegmentation 0.x. Write {now!r} instead.'
+                )
 
 
 def _check_formats(dataset: DatasetConfig) -> None:
@@ -122,11 +147,6 @@ def _check_formats(dataset: DatasetConfig) -> None:
             )
 
 
-def _evaluators(cfg: Config, split: str) -> list[dict]:
-    evaluators = cfg.get(f'{split}_evaluator') or []
-    return [evaluators] if isinstance(evaluators, dict) else list(evaluators)
-
-
 def _evaluator_options(cfg: Config, split: str, dataset: DatasetConfig) -> dict[str, str]:
     """The evaluator's own path to the annotations, which has to follow the data set's."""
     single = isinstance(cfg.get(f'{split}_evaluator'), dict)
@@ -134,7 +154,7 @@ def _evaluator_options(cfg: Config, split: str, dataset: DatasetConfig) -> dict[
         f'{split}_evaluator{"" if single else f".{i}"}.ann_file': (
             f'FOLDER/{dataset.settings.get("ann_file")}'
         )
-        for i, evaluator in enumerate(_evaluators(cfg, split))
+        for i, evaluator in enumerate(evaluators(cfg, split))
         if evaluator.get('ann_file')
     }
 
@@ -188,27 +208,28 @@ def check_contents(
     """
     import_custom_modules(cfg)
     start = time.monotonic()
-    report, totals, bars, seen = Report(), [], [], []
+    report, totals, bars, seen, described = Report(), [], [], [], []
+    heads = find_heads(cfg)
+    _check_losses(heads, report)
     for split in splits:
         for dataset in find_datasets(cfg, split):
-            try:
-                data = _describe(cfg, split, dataset)
-            except UnknownDatasetError as error:
-                problem = '{name} {error}; its files were not looked at.'
-                report.note(dataset.key, problem, name=dataset.name, error=error)
-                continue
-            if data in seen:
+            data = _described(cfg, split, dataset, heads, report)
+            if data is None or data in seen:
                 continue
             seen.append(data)
-            check = check_coco if isinstance(data, CocoData) else check_segmentation
-            counts = check(data, report, deep)
-            _check_num_classes(cfg, data, report)
+            if isinstance(data, CocoData):
+                counts = check_coco(data, report, deep)
+            else:
+                counts = check_segmentation(data, report, deep)
+                _check_ignored(data, counts, heads, report)
             totals.append(_sum_up(split, data, counts))
+            described.append(Described(split, dataset.key, data, counts.names))
             if histograms and counts.classes is not None:
                 bars += ['', *counts.classes.histogram(split)]
-    if not totals and not report.count('note'):
-        return []
+    check_across(described, report)
     num_errors, num_notes = report.count('error'), report.count('note')
+    if not totals and not num_errors and not num_notes:
+        return []
     errors = f'{num_errors:,}' if num_errors else 'no'
     summary = (
         f'Data check: {"; ".join(totals) or "nothing looked at"}: {errors} errors, '
@@ -225,118 +246,81 @@ def _sum_up(split: str, data: CocoData | SegmentationData, counts: Counts) -> st
     return f'{split} {counts.images:,} images ({counts.opened:,} opened) and {what}'
 
 
-def _describe(cfg: Config, split: str, dataset: DatasetConfig) -> CocoData | SegmentationData:
-    """What a data set reads, and how.
-
-    Raises:
-        UnknownDatasetError: it reads in a way that the checker does not know.
-    """
-    built = dataset.build()
-    base = known_base(type(built))
-    steps = list(_steps(dataset.settings.get('pipeline')))
-    classes = built.metainfo.get('classes') or ()
-    classes = (classes,) if isinstance(classes, str) else tuple(classes)
-    # mmengine joins an empty prefix with the root, too.
-    given = {key: path for key, path in dataset.settings.get('data_prefix', {}).items() if path}
-    folders = {key: os.path.normpath(path) for key, path in built.data_prefix.items()}
-    settings = dict(
-        min_size=(built.filter_cfg or {}).get('min_size', 0) if split == 'train' else 0,
-        **_image_settings(steps),
-    )
-    if base == 'CocoDataset':
-        return CocoData(
-            annotations=os.path.normpath(built.ann_file),
-            images=folders.get('img', built.data_root or ''),
-            label_maps=folders['seg'] if 'seg' in given else None,
-            label_map_suffix=built.seg_map_suffix,
-            classes=classes or None,
-            has_masks=any(step.get('with_mask') for step in steps) or _evaluates_masks(cfg, split),
-            trains=split == 'train',
-            **settings,
-        )
-    # Labels of a file are those of the class; a config may rename or leave out some of them.
-    classes = tuple(built.METAINFO.get('classes') or classes)
-    images = folders.get('img_path', '.')
+def _described(
+    cfg: Config, split: str, dataset: DatasetConfig, heads: Sequence[Head], report: Report
+) -> CocoData | SegmentationData | None:
+    """What a data set reads; None if its files cannot be looked at, which is told."""
+    if elsewhere := dataset.elsewhere:
+        problem = 'lies in another storage, {elsewhere}; its files were not looked at.'
+        report.note(dataset.key, problem, elsewhere=elsewhere)
+        return None
     try:
-        listed = built.load_data_list()
-    except Exception as error:  # as training would end
-        raise BadDataError(f'{dataset.key}: its images cannot be listed: {error}') from error
-    first_label = int(built.reduce_zero_label)
-    return SegmentationData(
-        images=images,
-        entries=tuple(
-            Entry(os.path.relpath(each['img_path'], images), each.get('seg_map_path'))
-            for each in listed
-        ),
-        list_file=built.ann_file if os.path.isfile(built.ann_file) else None,
-        classes=classes or None,
-        first_label=first_label,
-        num_labels=first_label + len(classes) if classes else None,
-        **settings,
-    )
+        _check_heads(dataset, heads, split == 'train', report)
+        data = describe(cfg, split, dataset, heads)
+    except SettingError as error:
+        report.error(error.where, '{problem}', problem=error.problem)
+        return None
+    except UnknownDatasetError as error:
+        tell = report.error if error.is_stock else report.note
+        problem = '{name} {error}; its files were not looked at.'
+        tell(dataset.key, problem, name=dataset.name, error=error)
+        return None
+    for loader in dict.fromkeys(filter(None, (data.loader, data.label_loader))):
+        problem = 'files are read by {loader}; what it makes of them is not known here.'
+        report.note(dataset.key, problem, loader=loader)
+    return data
 
 
-def _steps(pipeline: Any) -> Iterator[Mapping]:
-    """Transforms of a pipeline, those inside others too."""
-    for step in pipeline if isinstance(pipeline, list | tuple) else ():
-        if isinstance(step, Mapping):
-            yield step
-            yield from _steps(step.get('transforms'))
-        else:
-            yield from _steps(step)
+def _check_heads(
+    dataset: DatasetConfig, heads: Sequence[Head], trains: bool, report: Report
+) -> None:
+    """Labels that no output of a head stands for end training, on a GPU without a reason."""
+    # Of panoptic data sets, only these are objects.
+    names = dataset.built.metainfo.get('thing_classes') or class_names(dataset)
+    for head in heads:
+        number = head.num_classes
+        if names and number is not None and number < len(names) and not is_of_label_maps(head):
+            is_known = head.kind is None or head.is_stock
+            tell = report.error if trains and is_known else report.note
+            tell(
+                dataset.key,
+                'has {classes} classes, and {head} of the config {counts}={number}. Set it to '
+                '{classes}.',
+                classes=len(names),
+                head=head.key,
+                counts=head.counts,
+                number=number,
+            )
 
 
-def _image_settings(steps: Iterable[Mapping]) -> dict[str, Any]:
-    """How transforms load and resize images."""
-    load, bounds = {}, []
-    for step in steps:
-        if type_name(step).endswith('LoadImageFromFile'):
-            load = step
-        if not step.get('keep_ratio'):
+def _check_losses(heads: Sequence[Head], report: Report) -> None:
+    for head in heads:
+        if problem := class_weight_problem(head):
+            report.error(head.key, '{problem}', problem=problem)
+        if problem := loss_problem(head, has_ignored=False):
+            report.error(
+                head.key,
+                '{problem}. It takes one number for each output of the head; if it has these, '
+                "take type='ClassWeightedCrossEntropyLoss', which mmfocal has for that.",
+                problem=problem,
+            )
+
+
+def _check_ignored(
+    data: SegmentationData, counts: Counts, heads: Sequence[Head], report: Report
+) -> None:
+    """Tells of losses that would end a run at the first pixel that is ignored."""
+    found = counts.classes.values & data.ignored if counts.classes is not None else ()
+    tell = report.error if found else report.note
+    for head in heads if data.trains else ():
+        problem = loss_problem(head, has_ignored=True)
+        if problem is None or loss_problem(head, has_ignored=False):
             continue
-        scales = step.get('scales') or step.get('scale') or ()
-        shrink = min(step.get('ratio_range') or (1.0,))
-        for scale in [scales] if _is_pair(scales) else scales:
-            if _is_pair(scale):
-                bounds.append(int(max(scale) * shrink))
-    color_type = load.get('color_type', 'color')
-    return dict(
-        turns=not color_type.endswith('ignore_orientation') and color_type != 'unchanged',
-        backend=load.get('imdecode_backend', 'cv2'),
-        longest=min(bounds, default=None),
-    )
-
-
-def _is_pair(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(isinstance(side, int | float) for side in value)
-    )
-
-
-def _evaluates_masks(cfg: Config, split: str) -> bool:
-    metrics = (evaluator.get('metric') or () for evaluator in _evaluators(cfg, split))
-    return any('segm' in metric for metric in metrics)
-
-
-def _check_num_classes(cfg: Config, data: CocoData | SegmentationData, report: Report) -> None:
-    """Labels that no output of a head stands for end the process, on a GPU without a reason."""
-    if not isinstance(data, CocoData) or data.classes is None:
-        return
-    model = cfg.get('model') or {}
-    parts = {'bbox_head': model.get('bbox_head')}
-    for name in ('bbox_head', 'mask_head'):
-        parts[f'roi_head.{name}'] = (model.get('roi_head') or {}).get(name)
-    for name, heads in parts.items():
-        for head in heads if isinstance(heads, list | tuple) else [heads]:
-            number = (head or {}).get('num_classes')
-            if isinstance(number, int) and number < len(data.classes):
-                report.error(
-                    data.annotations,
-                    'has {classes} classes, and {head} of the config num_classes={number}. Set it '
-                    'to {classes}.',
-                    classes=len(data.classes),
-                    head=f'model.{name}',
-                    number=number,
-                )
+        tell(
+            head.key,
+            '{problem} at the first pixel that is ignored{where}. Take '
+            "type='ClassWeightedCrossEntropyLoss', which mmfocal has for that, or leave "
+            'class_weight out.',
+            problem=problem,
+            where=f', and label maps hold {some(sorted(found))}' if found else '',
+        )

@@ -30,7 +30,6 @@ PIXELS_VARIABLE = 'OPENCV_IO_MAX_IMAGE_PIXELS'
 # gigabytes of a line of pixels.
 MAX_RATIO = 5000
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright, from 5 on sides are swapped
-IGNORED_LABEL = 255
 # What PNG, JPEG, GIF, WebP and TIFF files begin with.
 SIGNATURES = (b'\x89PNG', b'\xff\xd8', b'GIF8', b'RIFF', b'II*\0', b'MM\0*')
 # How JPEG and PNG files end.
@@ -204,7 +203,7 @@ def why_unreadable(path: str) -> str | None:
 
 def unfit_pixels(image: ImageFile, backend: str) -> str | None:
     """What keeps a loader from giving an image as it looks, as part of a sentence."""
-    if image.mode == 'F':
+    if image.mode == 'F' and backend != 'tifffile':
         return 'its pixels are floating point numbers; expected 8 or 16 bits a channel.'
     if image.mode.startswith('I') and backend == 'pillow':
         return (
@@ -231,10 +230,14 @@ class ImageData:
         images: folder that the names of images are relative to.
         classes: names in the order of labels; None if they are not known.
         first_label: of the first class in label maps.
-        num_labels: values in label maps are below this, or 255, which is ignored; None if that is
-            not known.
+        num_labels: values in label maps are below this, or ignored; None if that is not known.
+        ignored: values in label maps that are left out, or no pixel's class.
         turns: whether EXIF orientation is applied.
         backend: of mmcv's decoder, such as ``'cv2'``.
+        label_backend: of mmcv's decoder for label maps.
+        loader: name of the user's own transform that reads images, which may read anything; None
+            for mmcv's.
+        label_loader: the same for label maps.
         longest: the smallest of all bounds of the longer side in pixels that images are resized to
             with their aspect ratio kept; None for no such resizing.
         min_size: images with a side below that, in pixels, are left out of training.
@@ -244,8 +247,12 @@ class ImageData:
     classes: tuple[str, ...] | None = None
     first_label: int = 0
     num_labels: int | None = None
+    ignored: frozenset[int] = frozenset([255])
     turns: bool = True
     backend: str = 'cv2'
+    label_backend: str = 'pillow'
+    loader: str | None = None
+    label_loader: str | None = None
     longest: int | None = None
     min_size: int = 0
 
@@ -360,6 +367,9 @@ def _check_image(
     path: str, declared: tuple[float, float] | None, data: ImageData, deep: bool, report: Report
 ) -> None:
     """Reads an image's header, or all of it, and compares its size with the annotations."""
+    # Others may read what Pillow does not, and give it another size.
+    is_known = data.loader is None and data.backend != 'tifffile'
+    tell = report.error if data.loader is None else report.note
     try:
         image = read_image(path, deep)
     except ImageTooLargeError as error:
@@ -367,14 +377,18 @@ def _check_image(
         report.error(path, '{error}{said}', error=error, said=said)
         return
     except ValueError as error:
-        report.error(path, '{error}', error=error)
+        if is_known or why_no_file(path):
+            report.error(path, '{error}', error=error)
+        else:
+            reader = data.loader or f'imdecode_backend={data.backend!r}'
+            report.note(path, '{error} {reader} may read it.', error=error, reader=reader)
         return
     width, height = image.loaded_size(data.turns)
     values = dict(size=f'{width}x{height}', orientation=image.orientation, longest=data.longest)
     if declared is not None and (width, height) != declared:
         values['declared'] = f'{declared[0]}x{declared[1]}'
         if (width, height) != image.size == declared:
-            report.error(
+            tell(
                 path,
                 'its EXIF orientation ({orientation}) turns it to {size} pixels (width x height), '
                 'and its annotations are for {declared}, so that boxes would be misplaced. Set '
@@ -384,7 +398,7 @@ def _check_image(
             )
         else:
             problem = 'has {size} pixels (width x height), its annotations say {declared}.'
-            report.error(path, problem, **values)
+            tell(path, problem, **values)
     elif data.turns and image.orientation != 1:
         report.note(
             path,
@@ -394,7 +408,7 @@ def _check_image(
         )
     short_side, long_side = sorted((width, height))
     if data.longest is not None and short_side * data.longest / long_side < 0.5:
-        report.error(
+        tell(
             path,
             '{size} pixels (width x height), resized to a longer side of {longest}, would have a '
             'side of 0 pixels.',
@@ -405,7 +419,7 @@ def _check_image(
     if image.is_animated:
         report.note(path, 'is animated; its first frame is used.')
     if problem := unfit_pixels(image, data.backend):
-        report.error(path, problem)
+        tell(path, problem)
     elif how := '16-bit gray' if image.mode.startswith('I') else CONVERTED.get(image.mode):
         report.note(path, f'is {how}; it is converted to three channels of 8 bits.')
 
@@ -414,45 +428,62 @@ def _check_label_map(
     path: str, label_map: str, data: ImageData, report: Report, counts: ClassCounts | None
 ) -> None:
     """Decodes a label map, compares it with its image and the classes, and counts pixels."""
+    tell = report.error if data.label_loader is None else report.note
     try:
         found = read_image(label_map, deep=True)
     except ValueError as error:
-        report.error(label_map, '{error}', error=error)
+        tell(label_map, '{error}', error=error)
         return
     if found.pixels.ndim != 2:
-        report.error(
+        tell(
             label_map,
-            'expected one channel of labels, got {channels} (mode {mode}).',
+            'expected one channel of labels, got {channels} (mode {mode}). Colours have to become '
+            'the numbers of classes: mmfocal new_config converts them.',
             channels=found.pixels.shape[2],
             mode=found.mode,
         )
         return
+    if found.mode == 'P' and data.label_backend == 'cv2':
+        tell(
+            label_map,
+            "has a palette, and imdecode_backend='cv2' gives its colours. Set it to 'pillow' in "
+            'LoadAnnotations, which gives the numbers of classes.',
+        )
     try:
         size = read_image(path, deep=False).loaded_size(data.turns)
     except ValueError:
         size = found.size  # reported with the images
     if found.size != size:
-        report.error(
+        tell(
             label_map,
             'has {found} pixels (width x height), its image {size}.',
             found='{}x{}'.format(*found.size),
             size='{}x{}'.format(*size),
         )
     labels, pixels = _count_labels(found.pixels)
-    is_ignored = labels == IGNORED_LABEL
+    is_ignored = np.isin(labels, list(data.ignored))
     if data.num_labels is not None:
-        outside = labels[((labels >= data.num_labels) | (labels < 0)) & ~is_ignored]
+        outside = labels[((labels >= data.num_labels) | (labels < data.first_label)) & ~is_ignored]
         if len(outside):
-            report.error(
+            tell(
                 label_map,
-                'holds {outside}; labels are from {first} to {last}, or {ignored}.',
+                'holds {outside}; labels are from {first} to {last}{ignored}.{hint}',
                 outside=some(outside),
                 first=data.first_label,
                 last=data.num_labels - 1,
-                ignored=IGNORED_LABEL,
+                ignored=''.join(f', or {label}' for label in sorted(data.ignored)),
+                hint=_hint(labels[~is_ignored], data),
             )
     if counts is not None:
+        counts.values.update(labels.tolist())
         counts.add_label_map(np.where(is_ignored, -1, labels - data.first_label), pixels)
+
+
+def _hint(labels: np.ndarray, data: ImageData) -> str:
+    """What a label map with labels that are no classes may need."""
+    if data.first_label == 0 and labels.min() >= 0 and labels.max() == data.num_labels:
+        return ' If its labels count from 1, and 0 is no class, set reduce_zero_label=True.'
+    return ' Other numbers have to become those of classes: mmfocal new_config converts them.'
 
 
 def _count_labels(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import why_no_file
+from mmfocal.utils.text import printable
 
 from .images import leaves_folder, refuse_large, why_unreadable
 
@@ -25,7 +26,7 @@ class SampleError(UserError):
     def __init__(self, message: str) -> None:
         if message.startswith(FROM_WORKER):
             message = message.rpartition(f'{type(self).__name__}: ')[2].rstrip()
-        super().__init__(message)
+        super().__init__(printable(message))  # names of files are those of others
 
 
 def install_sample_errors(skip: bool = False) -> None:
@@ -52,7 +53,7 @@ def install_sample_errors(skip: bool = False) -> None:
             message = _explain(self, self.get_data_info(idx), error)
             if not skip or self.test_mode:
                 raise SampleError(message) from error
-            print_log(f'Skipped: {message}', 'current', logging.WARNING)
+            print_log(f'Skipped: {printable(message)}', 'current', logging.WARNING)
             return None
 
     BaseDataset.prepare_data = prepare_data

@@ -1,0 +1,6 @@
+"""``mmfocal browse``, for launchers that take a file."""
+
+from mmfocal.cli import run
+
+if __name__ == '__main__':
+    run('browse')
