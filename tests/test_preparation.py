@@ -229,7 +229,7 @@ def test_only_samples_are_opened_unless_all_are_asked_for(coco):
     'change, expected',
     [
         (lambda content: '{', 'is cut off or damaged'),
-        (lambda content: json.dumps(dict(images=[])), "'annotations', got no such key"),
+        (lambda content: json.dumps(dict(images=[])), "'categories', got no such key"),
         (lambda content: json.dumps([1]), 'expected a JSON object'),
         (lambda content: content.replace('000000000000.jpg', '../../a.jpg'), 'leads out of'),
         (

@@ -242,7 +242,10 @@ def _segmentation(root: Path, data: LabelMaps, cfg: Config) -> list[str]:
             metainfo=_Name('metainfo'),
             pipeline=_Name(f'{"train" if split == "train" else "test"}_pipeline'),
         )
-        lines.append(f'{split}_dataloader = {_source(dict(dataset=dataset))}')
+        loader = dict(dataset=dataset)
+        if split != 'train':
+            loader['batch_size'] = 1  # mmseg takes no images of several sizes at once
+        lines.append(f'{split}_dataloader = {_source(loader)}')
     if 'test' not in data.splits:
         lines.append('test_dataloader = val_dataloader')
     schedule = _few_iterations if _is_of_shapes(cfg) else _iterations
