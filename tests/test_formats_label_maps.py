@@ -440,7 +440,7 @@ def test_roboflow_keeps_copies_of_an_image_together(truth, tmp_path):
     originals = [{name.partition('.rf.')[0] for name in names} for names in lists]
     assert not originals[0] & originals[1]
     assert sum(map(len, lists)) == 18 and len(lists[1]) == 6
-    assert '6 of 18 taken for validation' in data.found
+    assert '6 of 18 images taken for validation' in data.found
     again = prepare(folder, tmp_path / 'again', Report(), val_share=0.4, seed=3)
     assert (tmp_path / 'again/val.txt').read_text() == (tmp_path / 'out/val.txt').read_text()
     other = prepare(folder, tmp_path / 'other', Report(), val_share=0.4, seed=4)

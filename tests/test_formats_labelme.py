@@ -84,7 +84,7 @@ def one(pictures, tmp_path):
         ),
         dict(images='images/{split}', files='labels/{split}'),
         dict(images='{split}/images', files='{split}/json', name='C:\\Users\\me\\{name}'),
-        dict(files='json/{split}', name='/home/me/{split}/{name}'),
+        dict(files='json/{split}', name='/elsewhere/{split}/{name}'),
     ],
     ids=['beside', 'relative', 'windows', 'base_name', 'other_machine', 'folder_name'],
 )

@@ -179,7 +179,7 @@ def test_two_years_stay_apart(tmp_path):
         ('c', SIZE, SIZE),
         ('', (0, 0), None),
         ('C:\\data\\c.png', ('', ''), None),
-        ('/home/pi/pets/c.png', (200, 160), (200, 160)),  # for whoever compares it with the file
+        ('/elsewhere/pets/c.png', (200, 160), (200, 160)),  # for whoever compares it with the file
         ('old_name.png', SIZE, SIZE),
     ],
 )

@@ -67,7 +67,7 @@ def test_exports_of_real_tools_are_read(form, tmp_path):
 @pytest.mark.parametrize(
     'text',
     [
-        'path: /home/somebody/sets/pets\ntrain: images/train\nval: images/val\n',
+        'path: /elsewhere/sets/pets\ntrain: images/train\nval: images/val\n',
         'path: ../pets\ntrain: ./images/train\nvalid: images/val/\ntest:\n',
         'path: .\ntrain: [images/train]\nval: [images/val]\n',
         'train: /content/pets/images/train\nval: C:\\pets\\images\\val\n',

@@ -210,14 +210,8 @@ def _classes(contents: dict[str, CocoContent]) -> tuple[str, ...] | None:
 def _converted(source: Source, data: Annotated, phrase: str, report: Report) -> DetectionData:
     folder = source.folder
     data = fitted(data, report)
-    names = {
-        split: [folder.relative(sample.image) for sample in samples]
-        for split, samples in data.splits.items()
-    }
-    splits = divided(data.splits, names, source.val_share, source.seed)
-    if not {'val', 'test'} & set(data.splits):
-        total = len(splits['train']) + len(splits['val'])
-        phrase += f'; {len(splits["val"])} of {total} images taken for validation'
+    splits, division = divided(folder, data.splits, source.val_share, source.seed)
+    phrase += division
     if not data.classes:
         raise UserError(f'{folder.root} has no objects in its images.')
     objects = [

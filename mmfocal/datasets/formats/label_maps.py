@@ -21,7 +21,7 @@ from mmfocal.utils.progress import progress_bar
 
 from ..checks import Report
 from ..checks.heads import IGNORED_LABEL
-from .content import REPORT, SPLITS, WHOLE, Folder
+from .content import REPORT, Folder
 from .label_meaning import Meaning, understood
 from .label_tables import check_names, find_names, find_table, read_names, read_table
 from .label_values import Looked, look
@@ -131,7 +131,7 @@ def prepare(
     looked = look(pairing.pairs, ignored)
     meaning = understood(str(folder.root), looked, names, table, ignored, report)
     splits = by_split(folder, pairing.pairs, report)
-    splits, divides = _divided(folder, splits, val_share, seed)
+    splits, divides = divided(folder, splits, val_share, seed)
     phrase = f'{len(pairing.pairs):,} images with label maps: {meaning.phrase}{divides}'
     places = _in_place(folder, splits, pairing, looked, meaning)
     if places is None:
@@ -153,20 +153,6 @@ def _note_unpaired(pairing: Pairing, report: Report) -> None:
         report.note(
             str(path), 'is the label map of no image, or there is another one; it is left out.'
         )
-
-
-def _divided(
-    folder: Folder, splits: dict[str, list[Pair]], share: float | None, seed: int
-) -> tuple[dict[str, list[Pair]], str]:
-    """Splits with training and validation, and a phrase for the user."""
-    names = {
-        split: [folder.relative(each.image) for each in pairs] for split, pairs in splits.items()
-    }
-    result = divided(splits, names, share, seed)
-    result = {split: result[split] for split in SPLITS if split in result}
-    if WHOLE not in splits:
-        return result, ''
-    return result, f'; {len(result["val"])} of {len(names[WHOLE])} taken for validation'
 
 
 # --- Output -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from mmfocal.utils.errors import UserError
 
 from ..checks import Report
 from . import drawing, label_maps
-from .content import Annotated, Sample
+from .content import Annotated
 from .conversion import fitted
 from .detection import Source
 from .label_maps import LabelMaps
@@ -50,13 +50,6 @@ def prepare_segmentation(source: Source, report: Report) -> LabelMaps:
             '--colours.'
         )
     annotated = fitted(found.reader.read(source.folder, report), report)
-    return drawing.draw(_divided(annotated, source), source.folder, source.out, report)
-
-
-def _divided(annotated: Annotated, source: Source) -> Annotated:
-    def names(samples: list[Sample]) -> list[str]:
-        return [source.folder.relative(sample.image) for sample in samples]
-
-    by_split = {split: names(samples) for split, samples in annotated.splits.items()}
-    splits = divided(annotated.splits, by_split, source.val_share, source.seed)
-    return Annotated(annotated.classes, splits)
+    splits, _ = divided(source.folder, annotated.splits, source.val_share, source.seed)
+    annotated = Annotated(annotated.classes, splits)
+    return drawing.draw(annotated, source.folder, source.out, report)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from mmfocal.utils.errors import UserError
 
-from .content import WHOLE
+from .content import SPLITS, WHOLE, Folder
 
 # Before it, Roboflow's exports have the name of the image that several were made from.
 _COPY_MARK = '.rf.'
@@ -58,16 +58,19 @@ def refuse_share(share: float | None, splits: Iterable[str]) -> None:
 
 
 def divided(
-    splits: dict[str, list], names: dict[str, list[str]], share: float | None, seed: int
-) -> dict:
+    folder: Folder, splits: dict[str, list], share: float | None, seed: int
+) -> tuple[dict[str, list], str]:
     """Splits with ``'train'`` and ``'val'``, which are taken from what there is.
 
     Validation is ``'val'``, else ``'test'``, else a share of all other images.
 
     Args:
-        splits: items by ``'train'``, ``'val'``, ``'test'``, or ``'all'``.
-        names: of the items, in the same order.
+        folder: the data's.
+        splits: what has an ``image`` by ``'train'``, ``'val'``, ``'test'``, or ``'all'``.
         share, seed: see :func:`divide`; None for a fifth.
+
+    Returns:
+        The splits in their usual order, and what to add to what the user reads.
 
     Raises:
         UserError: there is nothing to train on, or a share of what is divided already.
@@ -81,14 +84,16 @@ def divided(
         )
     if {'val', 'test'} & splits.keys():
         refuse_share(share, splits)
-    if 'val' in splits:
-        return {**splits, 'train': splits[source]}
-    if 'test' in splits:
+    splits['train'] = items = splits.pop(source)
+    if 'val' not in splits and 'test' in splits:
         splits['val'] = splits.pop('test')
-        return {**splits, 'train': splits[source]}
-    chosen = divide(names[source], SHARE if share is None else share, seed)
-    pairs = list(zip(names[source], splits[source], strict=True))
-    return {
+    if 'val' in splits:
+        return {split: splits[split] for split in SPLITS if split in splits}, ''
+    names = [folder.relative(item.image) for item in items]
+    chosen = divide(names, SHARE if share is None else share, seed)
+    pairs = list(zip(names, items, strict=True))
+    parts = {
         'train': [item for name, item in pairs if name not in chosen],
         'val': [item for name, item in pairs if name in chosen],
     }
+    return parts, f'; {len(chosen)} of {len(names)} images taken for validation'
