@@ -9,7 +9,8 @@ WORKERS ?= auto
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 6000
 
-.PHONY: help env demo demo-seg test coverage lint docs docs-links doctor gpu-check clean
+.PHONY: help env demo demo-seg test coverage lint docs docs-links doctor gpu-check \
+  clients-env clients dist clean
 
 help:
 	@echo "make demo     train a small detector on drawn shapes, and draw what it finds; needs no GPU"
@@ -21,12 +22,15 @@ help:
 	@echo "              the network whether links to other sites are alive"
 	@echo "make doctor   versions, operators, GPU, and how to repair what does not fit;"
 	@echo "              make gpu-check tests kernels and training on a GPU, and times them"
+	@echo "make clients  tests of other people's tools on our models, in an environment of their own"
+	@echo "make dist     a wheel and a source archive in dist/, checked for an index"
 	@echo "make env      only the environment; each of the above makes it first"
 	@echo "make lint     ruff, and which way imports point, as in make test"
 	@echo "make clean    remove environments and caches of this checkout"
 	@echo
 	@echo "STACK=onedl          the OneDL forks, in .venv-onedl"
-	@echo "PYTHON=python3.11    interpreter of a new environment (3.10, 3.11 or 3.12)"
+	@echo "PYTHON=python3.11    interpreter of a new environment: 3.11, 3.12, 3.13, and 3.14"
+	@echo "                     for STACK=onedl"
 	@echo "TORCH_INDEX_URL=...  where to find PyTorch, such as its index of CPU builds: without a GPU"
 	@echo "                     that saves gigabytes"
 	@echo "WHEELS=...           folders that hold an mmcv wheel; else it is compiled once and kept in"
@@ -67,5 +71,23 @@ doctor: env
 gpu-check: env
 	@PYTHON=$(PY) tools/dev/gpu_check.sh
 
+clients-env:
+	@requirements/install.sh official .venv-clients clients
+
+clients: clients-env
+	@.venv-clients/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile tests/clients
+
+# By the oldest setuptools that pyproject.toml allows: what it can build, all newer ones can. The
+# wheel is made from the archive, so that the archive has all that it takes.
+dist:
+	@$(or $(PYTHON),python3) -m venv .venv-dist
+	@.venv-dist/bin/python -m pip install --quiet -r requirements/dist.txt
+	@rm -rf build dist *.egg-info
+	@.venv-dist/bin/python -m build --no-isolation >.venv-dist/build.log || \
+	  { cat .venv-dist/build.log; exit 1; }
+	@rm -rf build *.egg-info
+	@.venv-dist/bin/python -m twine check --strict dist/*
+
 clean:
-	rm -rf .venv .venv-onedl .coverage* build *.egg-info .pytest_cache .ruff_cache docs/_build
+	rm -rf .venv .venv-onedl .venv-clients .venv-dist .coverage* build dist *.egg-info .pytest_cache \
+	  .ruff_cache docs/_build

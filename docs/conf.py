@@ -1,4 +1,4 @@
-"""Settings of Sphinx, for `make docs`. The pages are Markdown that GitHub shows as it is."""
+"""Settings of Sphinx, for `make docs`. GitHub shows the pages and the notebook as they are."""
 
 import sys
 from pathlib import Path
@@ -11,10 +11,13 @@ from mmfocal.version import __version__
 project = 'mmfocal'
 release = version = __version__
 copyright = 'the authors of mmfocal'
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
+extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
 exclude_patterns = ['_build']
 html_theme = 'furo'
 html_title = f'mmfocal {release}'
+
+# Notebooks show what their maintainers' last run has shown: python -m tools.dev.notebook.
+nb_execution_mode = 'off'
 
 # Anchors of headings as on GitHub. Links to files outside of docs/ become downloads.
 myst_heading_anchors = 4

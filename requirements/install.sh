@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Makes the environment of one stack, or completes it: install.sh official|onedl FOLDER
+# Makes the environment of one stack, or completes it: install.sh official|onedl FOLDER [clients]
+# With `clients` other people's tools come on top of it, see clients.txt.
 #
 # PYTHON            interpreter to build on; else the environment's own, else one that fits
 # TORCH_INDEX_URL   where pip looks for torch, such as PyTorch's own index of CPU builds
 # PIP_FIND_LINKS    folders with wheels, separated by spaces: mmcv is not compiled if one fits
-# WHEELS            the same, for mmcv alone
+# WHEELS            the same, for mmcv only
 # MMFOCAL_CACHE     keeps the mmcv wheels that were compiled here (~/.cache/mmfocal)
 set -euo pipefail
 
-stack=$1 env=$2
+stack=$1 env=$2 clients=${3:-}
 cd "$(dirname "$0")/.."
 
 say() { printf '== %s\n' "$*"; }
@@ -23,21 +24,25 @@ mmcv=$(sed -n 's/^\([a-z-]*mmcv==[0-9.]*\).*/\1/p' "requirements/$stack.txt")
 
 # The interpreter.
 python_version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true; }
-supported() { case $1 in 3.10 | 3.11 | 3.12) ;; *) return 1 ;; esac }
+case $stack in
+  official) versions='3.11, 3.12 or 3.13' ;;
+  onedl) versions='3.11, 3.12, 3.13 or 3.14' ;;
+esac
+supported() { [ -n "$1" ] && [[ $versions =~ (^| )"$1"(,| |$) ]]; }
 
 env_version=$(python_version "$env/bin/python")
 python=${PYTHON:-}
 if [ -z "$python" ]; then
-  for python in "$env/bin/python" python3 python3.12 python3.11 python3.10 python3; do
+  for python in "$env/bin/python" python3 python3.13 python3.12 python3.11 python3.14 python3; do
     supported "$(python_version "$python")" && break
   done
 fi
 version=$(python_version "$python")
-supported "$version" || fail "Python 3.10, 3.11 or 3.12 is needed, and '$python' is" \
-  "${version:-not there}. Run: make PYTHON=/path/to/python3.11 ..."
+supported "$version" || fail "STACK=$stack needs Python $versions, and '$python' is" \
+  "${version:-not there}. Run: make STACK=$stack PYTHON=/path/to/python3.11 ..."
 
 stamp=$env/.mmfocal-installed
-state="$stack $version $(cat requirements/* setup.py | cksum)"
+state="$stack $version $clients $(cat requirements/* setup.py | cksum)"
 [ "$version" = "$env_version" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$state" ] && exit
 
 # What has to be there is looked for before anything is downloaded.
@@ -113,9 +118,7 @@ install_next_mmcv() { # The next wheel of the list; when it is used up, one that
     require_compiler
     mkdir -p "$own_wheels"
     step "Compiling mmcv: about 10 minutes on 2 cores, once. To watch: tail -f $log" \
-      env MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
-      "$env/bin/python" -m pip wheel -v --no-build-isolation --no-deps --no-cache-dir \
-      --no-binary :all: -w "$own_wheels" "$mmcv"
+      requirements/mmcv_wheel.sh "$env/bin/python" "$mmcv" "$own_wheels"
     compiled=yes
     wheels=$(mmcv_wheels "$own_wheels")
   fi
@@ -137,6 +140,8 @@ print(runpy.run_path("mmfocal/utils/compat.py")["mmcv_ops_problem"]() or "")' \
 step "Installing the $stack stack and the tools of development" \
   pip install --no-build-isolation -r "requirements/$stack.txt" -r requirements/dev.txt \
   -r requirements/docs.txt
+[ -z "$clients" ] || step "Installing other people's tools" \
+  pip install --no-deps -r requirements/clients.txt
 step "Linking mmfocal into $env" pip install --no-build-isolation --no-deps -e .
 while [ -n "$(mmcv_problem)" ]; do
   say "The mmcv in $env does not work with this PyTorch"

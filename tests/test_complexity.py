@@ -7,7 +7,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from mmfocal import FocalTransformer
+from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.ops import FLOP_HANDLES
 from tools.dev.costs.complexity import (
     build_without_weights,
     count_flops,
@@ -15,6 +16,7 @@ from tools.dev.costs.complexity import (
     detector_flops,
 )
 
+WINDOWS = {FocalTransformer: dict(focal_windows=3), FocalTransformerFast: dict(top_k=40)}
 CONFIGS = Path(__file__).parents[1] / 'configs/mmdet'
 
 
@@ -117,3 +119,18 @@ def test_counting_without_weights_is_counting_with_them(family):
     empty = build_without_weights(config)
     assert flops == sum(detector_flops(empty, 64, 96).values())
     assert count_parameters(empty) == count_parameters(model)
+
+
+@pytest.mark.parametrize('kind', [FocalTransformer, FocalTransformerFast])
+def test_tracing_counters_count_attention_with_our_handles(kind):
+    analysis = pytest.importorskip('mmengine.analysis')
+    arch = dict(embed_dims=8, depths=(2, 1), num_heads=(1, 2))
+    model = kind(
+        arch, out_indices=(0, 1), focal_stages=(0, 1), use_conv_embed=False, **WINDOWS[kind]
+    )
+    image = torch.rand(2, 3, 130, 90)
+    counter = analysis.FlopAnalyzer(model.eval(), image).unsupported_ops_warnings(False)
+    found = counter.set_op_handle(**FLOP_HANDLES).total()
+    products = found - counter.by_operator()['layer_norm']
+    assert products == pytest.approx(count_flops(model, image)[0], rel=1e-4)
+    assert counter.by_operator()['focal_attention'] > 0.1 * products

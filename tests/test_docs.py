@@ -1,8 +1,12 @@
 """The pages: links, commands, examples and messages, and that Sphinx builds them."""
 
+import argparse
+import ast
 import doctest
 import importlib.util
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,18 +15,39 @@ import pytest
 import torch
 from torch import nn
 
+from mmfocal.engine import load_config
 from mmfocal.ops import attention
+from mmfocal.weights.safe_loading import names_weights
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob('*.md'), *(ROOT / 'docs').rglob('*.md')])
 PAGES = [page for page in PAGES if '_build' not in page.parts]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+# With the notebooks, of which the cells with prose count.
+NOTEBOOKS = [str(page.relative_to(ROOT)) for page in sorted((ROOT / 'docs').glob('*.ipynb'))]
+PROSE = [*NAMES, *NOTEBOOKS]
+OWN_CONFIGS = (
+    'mine.py',
+    'streets.py',
+    'bccd.py',
+    'camvid.py',
+)  # that a command before has written
 FENCED = re.compile(r'^```(.*?)\n(.*?)^```', re.DOTALL | re.MULTILINE)
 
 
 def blocks(text, kind):
     """Contents of fenced blocks of a kind, '' for those that name none."""
     return [content for found, content in FENCED.findall(text) if found == kind]
+
+
+def page_text(name):
+    """A page as Markdown."""
+    text = (ROOT / name).read_text()
+    if not name.endswith('.ipynb'):
+        return text
+    cells = json.loads(text)['cells']
+    prose = (cell['source'] for cell in cells if cell['cell_type'] == 'markdown')
+    return '\n\n'.join(''.join(source) for source in prose) + '\n'
 
 
 def anchors(text):
@@ -40,25 +65,27 @@ def test_pages_are_found():
     assert {'README.md', 'docs/index.md', 'docs/scaling.md', 'SECURITY.md'} <= set(NAMES)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', PROSE)
 def test_links_inside_lead_somewhere(name):
     page = ROOT / name
-    prose = FENCED.sub('', page.read_text())
+    prose = FENCED.sub('', page_text(name))
     dead = []
     for target in re.findall(r'\]\(([^)\s]+)\)', re.sub(r'`[^`\n]*`', '', prose)):
         if re.match(r'[a-z]+:', target):
             continue
         path, _, anchor = target.partition('#')
         file = (page.parent / path).resolve() if path else page
-        if not file.exists() or (anchor and anchor not in anchors(file.read_text())):
+        if not file.exists() or (
+            anchor and anchor not in anchors(page_text(str(file.relative_to(ROOT))))
+        ):
             dead.append(target)
     assert not dead
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', PROSE)
 def test_paths_in_code_font_are_there(name):
     """Of files of the repository, where no pattern or placeholder is in them."""
-    text = FENCED.sub('', (ROOT / name).read_text())
+    text = FENCED.sub('', page_text(name))
     pattern = (
         r'`((?:tools|docs|configs|mmfocal|tests|requirements)/[\w./\-]+\.(?:py|sh|md|txt|yaml))`'
     )
@@ -66,43 +93,142 @@ def test_paths_in_code_font_are_there(name):
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
-COMMAND = re.compile(
-    r'(?:^|\s)(?:python tools/(?P<py>\w+)\.py|mmfocal (?P<tool>[a-z_]+)'
-    r'|tools/(?P<sh>\w+)\.(?P<kind>sh|sbatch)|python tests/(?P<test>\w+)\.py'
-    r'|python -m (?P<module>tools\.dev\.\w+)'
-    r'|make (?P<target>[a-z\-]+))(?P<rest>[^|;&]*)'
+TARGETS = set(re.findall(r'^([a-z\-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+# Of a line with a command of ours, maybe after variables; others show files, or install something.
+STARTS = re.compile(r'([A-Z_]+=\S+ )*(mmfocal |python |tools/\w|make |sbatch )')
+# What pages write for something of the reader's, where a parser wants a number.
+NUMBERS = {'X': '12', 'Y': '34'}
+
+
+class Parsed(Exception):  # noqa: N818  no error
+    """Carries what a tool's own parser made of its arguments."""
+
+
+def commands(name):
+    """Lines of a page's blocks of commands, without what introduces or follows a command."""
+    text = ''.join(blocks(page_text(name), '') + blocks(page_text(name), 'bash'))
+    for line in text.replace('\\\n', ' ').splitlines():
+        for part in re.split(r'&&|[;|]', re.sub(r'\s#.*', '', line)):
+            if not STARTS.match(part.strip()):
+                continue
+            words = shlex.split(part)
+            while words and re.fullmatch(r'[A-Z_]+=\S*', words[0]):
+                del words[0]
+            yield words
+
+
+def module_and_arguments(words):
+    """Of a command with a tool of ours; None for other programs.
+
+    Launchers of several processes pass on what follows the number of GPUs, or the work folder.
+    """
+    first, *rest = words
+    if first == 'mmfocal':
+        return f'mmfocal.cli.{rest[0]}', rest[1:]
+    if first.startswith('python') and rest[0] == '-m':
+        return rest[1], rest[2:]
+    if first.startswith('python'):
+        folder = 'mmfocal.cli' if rest[0].startswith('tools/') else 'tests'
+        assert (ROOT / rest[0]).is_file(), words
+        return f'{folder}.{Path(rest[0]).stem}', rest[1:]
+    launcher = next((word for word in words if re.match(r'tools/\w+\.(sh|sbatch)$', word)), None)
+    if launcher is None:
+        return None
+    assert (ROOT / launcher).is_file(), words
+    rest = words[words.index(launcher) + 1 :]
+    if 'slurm_train.sh' in launcher:
+        rest = rest[2:]  # PARTITION JOB
+    if 'slurm' in launcher:
+        return 'mmfocal.cli.train', [rest[0], '--work-dir', *rest[1:]]
+    if 'test' in launcher:  # CONFIG CHECKPOINT GPUS ...
+        return 'mmfocal.cli.test', [*rest[:2], *rest[3:]]
+    return 'mmfocal.cli.train', [rest[0], *rest[2:]]
+
+
+def parsed(module, arguments, monkeypatch):
+    """The arguments as the tool's own parser reads them."""
+    original = argparse.ArgumentParser.parse_known_args
+
+    def stop(parser, args=None, namespace=None):
+        found, unknown = original(parser, args, namespace)
+        assert not unknown, unknown
+        raise Parsed(found)
+
+    monkeypatch.setattr(sys, 'argv', [module, *(NUMBERS.get(each, each) for each in arguments)])
+    with monkeypatch.context() as patch, pytest.raises(Parsed) as caught:
+        patch.setattr(argparse.ArgumentParser, 'parse_known_args', stop)
+        importlib.import_module(module).main()
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize('name', PROSE)
+def test_commands_are_read_by_their_tools(name, monkeypatch):
+    """With the configs that they name, and values of these that are there to be changed."""
+    for words in commands(name):
+        if words[0] == 'make':
+            assert {each for each in words[1:] if '=' not in each} <= TARGETS, words
+            continue
+        if (found := module_and_arguments(words)) is None or found[0].startswith('tests.'):
+            continue
+        args = vars(parsed(*found, monkeypatch))
+        for config in (args.get('config'), args.get('base')):
+            is_own = config in OWN_CONFIGS or names_weights(config or '')  # of the reader
+            if config and not (config.isupper() or is_own):
+                load_config(config, args.get('cfg_options'))
+
+
+def test_commands_are_found():
+    found = [module_and_arguments(words) for name in PROSE for words in commands(name)]
+    tools = {module for module, _ in filter(None, found)}
+    assert len(found) > 60
+    assert {'mmfocal.cli.train', 'mmfocal.cli.show_attention', 'tools.dev.benchmark'} <= tools
+
+
+@pytest.mark.parametrize(
+    'words',
+    [
+        'mmfocal show_attention mine.py work_dirs/mine photo.jpg --point 200',
+        'mmfocal train mine.py --save-bset',
+        'tools/dist_train.sh configs/mmdet/focal_maskrcnn_3x.py 8 --epoch 3',
+    ],
 )
+def test_a_wrong_command_is_noticed(words, monkeypatch, capsys):
+    with pytest.raises((SystemExit, AssertionError, pytest.fail.Exception)):
+        parsed(*module_and_arguments(shlex.split(words)), monkeypatch)
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_commands_exist_and_know_their_options(name):
-    text = (ROOT / name).read_text()
-    lines = ''.join(blocks(text, '')).replace('\\\n', ' ').splitlines()
-    targets = set(re.findall(r'^([a-z\-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
-    common = (ROOT / 'mmfocal/cli/_arguments.py').read_text()
-    for line in lines:
-        line = line.partition('    #')[0]
-        if not (found := COMMAND.search(line)):
+def examples(name):
+    """Blocks of Python that are no dialogue, which doctest runs."""
+    return [each for each in blocks(page_text(name), 'python') if '>>> ' not in each]
+
+
+def is_config(example):
+    """Whether it has nothing but values."""
+    nodes = list(ast.walk(ast.parse(example)))
+    calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+    return calls <= {'dict'} and not any(isinstance(node, ast.ImportFrom) for node in nodes)
+
+
+@pytest.mark.parametrize('name', [name for name in PROSE if any(map(is_config, examples(name)))])
+def test_examples_of_configs_load(name, tmp_path):
+    for number, example in enumerate(examples(name)):
+        if not is_config(example):
             continue
-        if target := found['target']:
-            assert target in targets, line
-            continue
-        tool = found['py'] or found['tool']
-        if found['sh']:
-            path = ROOT / 'tools' / f'{found["sh"]}.{found["kind"]}'
-            tool = 'train' if 'train' in found['sh'] else 'test'
-        else:
-            module = found['module'] or f'mmfocal.cli.{tool}'
-            module = f'tests.{found["test"]}' if found['test'] else module
-            path = ROOT / f'{module.replace(".", "/")}.py'
-            assert not found['py'] or (ROOT / f'tools/{tool}.py').is_file(), line
-        assert path.is_file(), line
-        source = common + path.read_text()
-        if found['sh']:
-            source += (ROOT / f'mmfocal/cli/{tool}.py').read_text()
-        options = re.findall(r'\s(--[a-z][a-z\-]+)', found['rest'].split('--cfg-options')[0])
-        unknown = [option for option in options if f"'{option}'" not in source]
-        assert not unknown, f'{path.name}: {line}'
+        path = tmp_path / f'example_{number}.py'
+        base = '' if '_base_' in example else "_base_ = 'mmfocal::mmdet/focal_maskrcnn_3x.py'\n"
+        path.write_text(base + example)
+        cfg = load_config(path)
+        assert cfg.train_dataloader.batch_size and 'Focal' in cfg.model.backbone.type
+
+
+@pytest.mark.parametrize('name', [name for name in PROSE if examples(name)])
+def test_examples_import_what_is_there(name):
+    """Those that need a trained model are run where there is one: tests/test_own_data.py."""
+    for example in examples(name):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith('mmfocal'):
+                module = importlib.import_module(node.module)
+                assert [each.name for each in node.names if not hasattr(module, each.name)] == []
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if '>>> ' in (ROOT / name).read_text()])
@@ -150,7 +276,6 @@ def test_messages_of_others_are_as_the_page_says(tmp_path):
         torch.load(tmp_path / 'c.pth', weights_only=True)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason='requirements/docs.txt is for 3.11')
 def test_sphinx_builds_the_pages_without_a_warning(tmp_path):
     assert importlib.util.find_spec('sphinx'), 'Run: make env'
     done = subprocess.run(
@@ -164,3 +289,18 @@ def test_sphinx_builds_the_pages_without_a_warning(tmp_path):
     assert done.returncode == 0, done.stderr[-5000:]
     models = (tmp_path / 'html/api/models.html').read_text()
     assert 'mmfocal.models.focal_transformer.FocalTransformer' in models
+
+
+def test_table_of_clients_has_their_versions_and_tests():
+    table = (ROOT / 'docs/tables/clients.md').read_text()
+    rows = re.findall(r'^\| ([\w-]+) \| (\d\S+) \| .* \| `(\w+\.py)::(\w+)` \|$', table, re.M)
+    direct = (ROOT / 'requirements/clients.txt').read_text().partition('# What they bring')[0]
+    pinned = dict(re.findall(r'^([\w-]+)==(\S+)$', direct, re.M))
+    stack = {}
+    for name in ('official', 'constraints'):
+        text = (ROOT / f'requirements/{name}.txt').read_text()
+        stack |= dict(re.findall(r'^([\w-]+)==([^\s;]+)', text, re.M))
+    assert set(pinned) <= {name for name, *_ in rows}
+    for name, version, path, test in rows:
+        assert version == {**stack, **pinned}[name], name
+        assert f'def {test}(' in (ROOT / 'tests/clients' / path).read_text()

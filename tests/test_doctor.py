@@ -56,9 +56,9 @@ PathFinder.find_spec = find_spec
 
 @pytest.fixture
 def install(monkeypatch):
-    """Makes ``compat`` see these versions by distribution, and nothing else."""
+    """Makes ``compat`` see this Python and these versions by distribution, and nothing else."""
 
-    def set_versions(versions, pkg_resources=True):
+    def set_versions(versions, pkg_resources=True, python=(3, 12, 0)):
         def version(name):
             if name not in versions:
                 raise PackageNotFoundError(name)
@@ -68,6 +68,8 @@ def install(monkeypatch):
         util = SimpleNamespace(find_spec=lambda name: object() if pkg_resources else None)
         library = SimpleNamespace(util=util, import_module=importlib.import_module)
         monkeypatch.setattr(compat, 'importlib', library)
+        interpreter = SimpleNamespace(executable=sys.executable, version_info=python)
+        monkeypatch.setattr(compat, 'sys', interpreter)
 
     return set_versions
 
@@ -183,6 +185,14 @@ def test_crash_of_python(doctor):
     assert f'--force-reinstall --no-deps torch=={compat.TORCH.tested}' in report
 
 
+def test_command_says_what_the_file_says_where_mmfocal_cannot_be_imported(doctor, run_broken):
+    broken = {'mmcv': 'raise ImportError("no such library")'}
+    status, report = doctor(stand_ins=broken)
+    assert status == 1 and 'no such library' in report
+    command = run_broken(['-m', 'mmfocal', 'doctor'], stand_ins=broken)
+    assert (command.returncode, command.stdout) == (status, report)
+
+
 def test_only_one_family_is_needed(doctor):
     status, report = doctor(versions={distribution('mmseg'): None}, modules=['mmseg'])
     assert status == 0, report
@@ -198,6 +208,56 @@ def test_import_ends_in_the_sentence_of_the_doctor(run_broken, doctor):
     assert last.startswith(f'{prefix}{distribution("mmcv")} 2.9.0 does not fit')
     text, command = last.removeprefix(prefix).split(' Run: ')
     assert f'- {text}\n  Run: {command}\n' in doctor(versions=versions)[1]
+
+
+# The command, where there is nothing but PyTorch, as after `pip install mmfocal`.
+
+NO_STACK = {p.distribution: None for packages in compat.STACKS.values() for p in packages.values()}
+MODULES = ['mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain']
+
+
+@pytest.fixture
+def without_stack(run_broken):
+    return lambda *arguments: run_broken(arguments, versions=NO_STACK, modules=MODULES)
+
+
+def test_import_without_a_stack_says_what_to_install(without_stack):
+    result = without_stack('-c', 'import mmfocal')
+    assert result.returncode == 1
+    (line,) = (line for line in result.stderr.splitlines() if line.startswith('ImportError: '))
+    assert 'neither is installed' in line
+    assert '--no-build-isolation mmcv==2.1.0 && ' in line
+    assert line.endswith("-m pip install 'mmfocal[mmdet]'")
+
+
+def test_tools_without_a_stack_say_it_in_a_line(without_stack):
+    result = without_stack('-m', 'mmfocal', 'train', 'focal_maskrcnn_3x')
+    assert result.returncode == 2 and result.stdout == ''
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("-m pip install 'mmfocal[mmdet]'")
+
+
+@pytest.mark.parametrize(
+    'arguments, status, text',
+    [
+        ((), 0, '  doctor  '),
+        (('--help',), 0, '  list  '),
+        (('list', 'drawn', 'upernet'), 0, 'focal_upernet_shapes'),
+        (('doctor',), 1, 'mmengine is not installed'),
+        (('nonsense',), 2, ''),
+    ],
+)
+def test_tools_that_work_without_a_stack(arguments, status, text, without_stack):
+    result = without_stack('-m', 'mmfocal', *arguments)
+    assert result.returncode == status, result.stderr
+    assert text in result.stdout and 'Traceback' not in result.stderr
+
+
+def test_several_problems_are_counted(install):
+    install({**OFFICIAL, 'mmcv': '2.2.0', 'mmdet': '2.28.0'})
+    with pytest.raises(ImportError, match='for 2 reasons, which `mmfocal doctor` lists') as error:
+        compat.check_versions()
+    assert str(error.value).endswith(compat.find_problems()[0].command)
 
 
 # Versions.
@@ -239,14 +299,30 @@ def test_setuptools_without_pkg_resources(install):
     assert problem.command.endswith("-m pip install 'setuptools<81'")
 
 
-@pytest.mark.parametrize('version, fits', [((3, 9, 18), False), ((3, 10, 0), True)])
-def test_python(install, monkeypatch, version, fits):
-    install(OFFICIAL)
-    monkeypatch.setattr(sys, 'version_info', (*version, 'final', 0))
+@pytest.mark.parametrize('version, fits', [((3, 10, 18), False), ((3, 11, 0), True)])
+def test_python(install, version, fits):
+    install(OFFICIAL, python=version)
     problems = compat.find_problems()
     assert (problems == []) == fits
     if not fits:
-        assert 'Python 3.9.18 is used, 3.10 or newer, below 3.13 is needed.' in problems[0].text
+        assert 'Python 3.10.18 is used, 3.11 or newer, below 3.15 is needed.' in problems[0].text
+
+
+@pytest.mark.parametrize('minor, own_script', [(12, False), (13, True)])
+def test_mmcv_that_only_a_repaired_setup_builds(install, minor, own_script):
+    python = (3, minor, 0)
+    install({name: version for name, version in OFFICIAL.items() if name != 'mmcv'}, python=python)
+    (problem,) = compat.find_problems()
+    script, _, installation = problem.command.rpartition(' && ')
+    assert script.startswith('requirements/mmcv_wheel.sh ') == own_script
+    assert installation.startswith(f'{sys.executable} -m pip install --no-build-isolation mmcv==')
+    folder = script.rpartition(' ')[2]
+    assert installation.endswith(f' --find-links {folder}') == own_script
+    install(
+        {name: version for name, version in ONEDL.items() if name != 'onedl-mmcv'}, python=python
+    )
+    (problem,) = compat.find_problems()
+    assert 'mmcv_wheel.sh' not in problem.command
 
 
 def test_families_are_needed_on_request_only(install):

@@ -286,7 +286,7 @@ def test_checkpoint_of_a_request_stays_if_it_is_a_regular_one(tmp_path, interval
 def test_forked_children_die_of_signals(number):
     """As those of ``multiprocessing.Pool`` in a metric have to."""
     hook, before = RunStateHook(), signal.getsignal(number)
-    hook.before_run(runner=None)
+    hook.listen()
     try:
         child = os.fork()
         if child == 0:

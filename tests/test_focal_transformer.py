@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.optim import DefaultOptimWrapperConstructor
 
-from mmfocal import FocalTransformer
+from mmfocal import FocalTransformer, FocalTransformerFast
 from tools.dev.count_graphs import count_graphs, limit_was_hit
 
 TINY = dict(embed_dims=8, depths=(2, 1, 2, 1), num_heads=(1, 2, 2, 4))
@@ -89,6 +89,29 @@ def test_outputs_are_normalised_each_by_its_own_norm():
     for i, (out, raw) in enumerate(zip(model(image), plain(image), strict=True)):
         expected = getattr(model, f'norm{i}')(raw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize('kind', [FocalTransformer, FocalTransformerFast])
+@pytest.mark.parametrize('out_norm', [True, False])
+def test_outputs_are_described_as_they_are(kind, out_norm):
+    model = kind(TINY, out_indices=(1, 3), patch_size=2, out_norm=out_norm, use_conv_embed=False)
+    seen = {}
+    for each in model.feature_info:
+        name = each['module']
+        model.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output})
+        )
+    outs = model.eval()(torch.rand(1, 3, 64, 96))
+    assert model.num_features == [out.shape[1] for out in outs] == [16, 64]
+    for out, each in zip(outs, model.feature_info, strict=True):
+        assert out.shape[1:] == (
+            each['num_chs'],
+            64 // each['reduction'],
+            96 // each['reduction'],
+        )
+        hooked = seen[each['module']]
+        hooked = hooked if out_norm else hooked[0]
+        assert torch.equal(hooked.permute(0, 3, 1, 2), out)
 
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 3])

@@ -33,16 +33,22 @@ def test_page_is_what_the_configs_say(published, costs, monkeypatch):
     )
 
 
-def test_metafile_is_what_the_published_figures_say(published):
+def test_metafile_is_what_configs_and_published_figures_say(published, costs):
     text = (ROOT / 'configs/metafile.yml').read_text()
-    assert text == model_zoo.metafile(published), 'Run: python -m tools.dev.model_zoo'
+    counted = {name: cost.parameters for name, cost in costs.items()}
+    assert text == model_zoo.metafile(published, counted), 'Run: python -m tools.dev.model_zoo'
     models = {model['Config']: model for model in yaml.safe_load(text)['Models']}
-    assert models.keys() == {f'configs/{name}' for name in published}
     model = models['configs/mmdet/focal_maskrcnn_3x.py']
     assert [result['Metrics'] for result in model['Results']] == [
         {'box AP': 47.2},
         {'mask AP': 42.7},
     ]
+    assert model['Metadata']['Parameters'] == counted['mmdet/focal_maskrcnn_3x.py']
+    assert {name for name, model in models.items() if 'Results' in model} == {
+        f'configs/{name}' for name in published
+    }
+    shapes = models['configs/mmdet/focal_reppointsv2_shapes.py']['Metadata']
+    assert (shapes['Method'], shapes['Training Data']) == ('RepPointsV2', 'drawn shapes')
     (index,) = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
     assert index == 'configs/metafile.yml'
 
@@ -55,9 +61,9 @@ def test_sizes_are_the_published_ones(published, costs):
         for kind, percent in tolerance.items():
             assert counted[kind] == pytest.approx(entry[kind], rel=percent / 100), (name, kind)
             checked += 1
-    # All of T, S and B and UPerNet with L by parameters; four detectors of T, in five configs, by
-    # GFLOPs.
-    assert checked == 16 + 4 + 5
+    # All of T, S and B and UPerNet with L by parameters, classifiers too; four detectors of T, in
+    # five configs, by GFLOPs.
+    assert checked == 16 + 6 + 4 + 5
 
 
 def test_every_config_is_on_the_page_once(published):

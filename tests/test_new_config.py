@@ -2,12 +2,16 @@
 
 import json
 import sys
+from pathlib import Path
 
+import mmseg.datasets  # noqa: F401  registers itself
 import pytest
 from exported import place
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmfocal.cli import new_config
+from mmfocal.engine import load_config
 from mmfocal.utils.errors import UserError
 
 BOXES, MASKS, PIXELS = 'focal_retinanet_shapes', 'focal_maskrcnn_shapes', 'focal_upernet_shapes'
@@ -148,3 +152,154 @@ def test_a_file_given_twice_is_refused(write, tmp_path):
     path = labelled(tmp_path / 'data', ['a', 'b']) / 'train/train.json'
     with pytest.raises(UserError, match='both to train on and to validate with'):
         write(tmp_path / 'data', BOXES, '--train-json', path, '--val-json', path)
+
+
+# --- Three splits ---------------------------------------------------------------------------
+
+SPLITS = ('train', 'valid', 'test')
+SIZE = 40, 32  # pixels, width and height
+
+
+def coco(split, name):
+    content = dict(
+        images=[dict(id=1, file_name=f'{name}.png', width=SIZE[0], height=SIZE[1])],
+        annotations=[dict(id=1, image_id=1, category_id=1, bbox=[4, 4, 9, 9], area=81, iscrowd=0)],
+        categories=[dict(id=1, name='cat')],
+    )
+    return {f'{split}/{name}.png': SIZE, f'{split}/_annotations.coco.json': json.dumps(content)}
+
+
+def voc(split, name):
+    return {
+        f'{split}/{name}.png': SIZE,
+        f'{split}/{name}.xml': f'<annotation><filename>{name}.png</filename><size>'
+        '<width>40</width><height>32</height><depth>3</depth></size><object><name>cat</name>'
+        '<bndbox><xmin>4</xmin><ymin>4</ymin><xmax>13</xmax><ymax>13</ymax></bndbox></object>'
+        '</annotation>',
+    }
+
+
+def yolo(split, name):
+    lines = [f'{"val" if each == "valid" else each}: ../{each}/images' for each in SPLITS]
+    return {
+        'data.yaml': '\n'.join([*lines, 'nc: 1', "names: ['cat']"]),
+        f'{split}/images/{name}.png': SIZE,
+        f'{split}/labels/{name}.txt': '0 0.5 0.5 0.25 0.25\n',
+    }
+
+
+def csv(split, name):
+    return {
+        f'{split}/{name}.png': SIZE,
+        f'{split}/_annotations.csv': 'filename,width,height,class,xmin,ymin,xmax,ymax\n'
+        f'{name}.png,40,32,cat,4,4,13,13\n',
+    }
+
+
+def labelme(split, name):
+    shape = dict(label='cat', points=[[4, 4], [13, 13]], shape_type='rectangle')
+    content = dict(
+        version='5.5.0',
+        flags={},
+        shapes=[shape],
+        imagePath=f'{name}.png',
+        imageData=None,
+        imageWidth=SIZE[0],
+        imageHeight=SIZE[1],
+    )
+    return {f'{split}/{name}.png': SIZE, f'{split}/{name}.json': json.dumps(content)}
+
+
+def cvat(split, name):
+    images = ''.join(
+        f'<image id="{number}" name="{each}/{each}_image.png" width="40" height="32">'
+        '<box label="cat" xtl="4" ytl="4" xbr="13" ybr="13" occluded="0"/></image>'
+        for number, each in enumerate(SPLITS)
+    )
+    head = '<version>1.1</version><meta><task><labels><label><name>cat</name></label></labels>'
+    return {
+        f'{split}/{name}.png': SIZE,
+        'annotations.xml': f'<annotations>{head}</task></meta>{images}</annotations>',
+    }
+
+
+def label_studio(split, name):
+    value = dict(x=10, y=10, width=25, height=25, rotation=0, rectanglelabels=['cat'])
+    tasks = [
+        dict(
+            id=number,
+            data=dict(image=f'/data/local-files/?d={each}/{each}_image.png'),
+            annotations=[
+                dict(
+                    result=[
+                        dict(
+                            type='rectanglelabels',
+                            from_name='label',
+                            to_name='image',
+                            original_width=SIZE[0],
+                            original_height=SIZE[1],
+                            value=value,
+                        )
+                    ]
+                )
+            ],
+        )
+        for number, each in enumerate(SPLITS, start=1)
+    ]
+    return {f'{split}/{name}.png': SIZE, 'project.json': json.dumps(tasks)}
+
+
+def three_splits(root, form):
+    for split in SPLITS:
+        for path, content in form(split, f'{split}_image').items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, tuple):
+                Image.new('RGB', content).save(root / path)
+            else:
+                (root / path).write_text(content)
+    return root
+
+
+@pytest.mark.parametrize('form', [coco, voc, yolo, csv, labelme, cvat, label_studio])
+def test_three_splits_are_three(write, tmp_path, capsys, form):
+    cfg = load_config(write(three_splits(tmp_path / 'data', form), BOXES))
+    assert 'test: 1 images' in capsys.readouterr().out
+    for split, folder in (('train', 'train'), ('val', 'valid'), ('test', 'test')):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        file = Path(dataset.data_root, dataset.ann_file)
+        content = json.loads(file.read_text())
+        (image,) = content['images']
+        assert Path(image['file_name']).name == f'{folder}_image.png'
+        assert Path(dataset.data_root, dataset.data_prefix.img, image['file_name']).is_file()
+        if split != 'train':
+            assert Path(cfg[f'{split}_evaluator'].ann_file) == file
+
+
+@pytest.mark.parametrize(
+    'images, labels',
+    [
+        ('{}/images/{}.png', '{}/masks/{}.png'),
+        ('images/{}/{}.png', 'annotations/{}/{}.png'),
+        ('{}/{}.png', '{}/{}_mask.png'),
+    ],
+)
+def test_three_splits_of_label_maps_are_three(write, tmp_path, images, labels):
+    root = tmp_path / 'data'
+    for number, split in enumerate(SPLITS):
+        for name in ('a', 'b'):
+            for path, mode in ((images, 'RGB'), (labels, 'L')):
+                path = root / path.format(split, f'{split}_{name}')
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image = Image.new(mode, (32 + number, 32))
+                image.paste(1 if mode == 'L' else (9, 9, 9), (0, 0, 16, 16))
+                image.save(path)
+    cfg = load_config(write(root, PIXELS, '--classes', 'sky,road'))
+    for number, split in enumerate(('train', 'val', 'test')):
+        config = cfg[f'{split}_dataloader'].dataset
+        with DATASETS.switch_scope_and_registry('mmseg') as registry:
+            dataset = registry.build(dict(config, pipeline=[]))
+        found = [dataset.get_data_info(i) for i in range(len(dataset))]
+        assert len(found) == 2
+        for each in found:
+            assert Path(each['img_path']).name.startswith(f'{SPLITS[number]}_')
+            assert Image.open(each['seg_map_path']).size == (32 + number, 32)

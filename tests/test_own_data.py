@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
+import test_docs
 from mmengine.config import Config
 from PIL import Image
 
@@ -22,6 +25,17 @@ from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs/own_data.md'
+# What pages leave open, and tools that take a trained model and write something.
+OPEN = dict(
+    CONFIG='mine.py',
+    CHECKPOINT='work_dirs/mine',
+    CHECKPOINT_OR_WORK_FOLDER='work_dirs/mine',
+    IMAGE='photo.jpg',
+    X='20',
+    Y='30',
+)
+TOOLS = {'analyze_results', 'infer', 'show_attention'}
+DEFAULTS = dict(analyze_results='work_dirs/mine/analysis', infer='inference')
 # After what new_config writes: a run of seconds.
 SHORT = """
 train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
@@ -70,13 +84,81 @@ def run(command, folder):
     return output
 
 
-def test_commands_of_the_page_train_a_detector(data):
-    folder = data.parent
-    outputs = [run(command, folder) for command in commands_of_the_page()[0]]
+@pytest.fixture(scope='module')
+def detector(data):
+    """The folder in which the page's first commands were run, and what they printed."""
+    return data.parent, [run(command, data.parent) for command in commands_of_the_page()[0]]
+
+
+def test_commands_of_the_page_train_a_detector(detector):
+    folder, outputs = detector
     assert 'Recognised COCO' in outputs[0] and '6 classes: circle' in outputs[0]
     assert (folder / 'work_dirs/mine/curves.png').is_file()
     assert (folder / 'sheet.png').is_file()
     assert len(list((folder / 'images').iterdir())) == 3
+
+
+def commands_with_a_trained_model():
+    """Of all pages, with the detector of this one where they leave open which it is."""
+    found = []
+    for name in test_docs.PROSE:
+        for words in test_docs.commands(name):
+            module, arguments = test_docs.module_and_arguments(words) or ('', [])
+            tool = module.rpartition('.')[2]
+            arguments = [OPEN.get(each, each) for each in arguments]
+            is_camera = '0' in arguments
+            if tool in TOOLS and arguments[:2] == ['mine.py', 'work_dirs/mine'] and not is_camera:
+                found.append(shlex.join(['mmfocal', tool, *arguments]))
+    return sorted({*found} - {*commands_of_the_page()[0]})
+
+
+@pytest.mark.parametrize('command', commands_with_a_trained_model())
+def test_commands_of_other_pages_take_the_detector(detector, command):
+    folder, _ = detector
+    image = next((folder / 'my_data/val').iterdir())
+    for place in ('photo.jpg', 'photos/photo.jpg', 'more/photo.jpg', 'archive/2026/photo.png'):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(image).resize((320, 240)).save(folder / place)
+    if not (folder / 'clip.mp4').is_file():
+        write_video(folder / 'clip.mp4', image)
+    out = re.search(r'--out (\S+)', command)
+    out = folder / (out[1] if out else DEFAULTS[command.split()[1]])
+    if out.is_dir():
+        shutil.rmtree(out)
+    run(command, folder)
+    assert out.is_file() or any(out.iterdir())
+
+
+def write_video(path, image):
+    pixels = cv2.imread(str(image))
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*'mp4v'), 5, pixels.shape[1::-1])
+    for _ in range(2):
+        video.write(pixels)
+    video.release()
+
+
+def test_such_commands_are_found():
+    tools = {command.split()[1] for command in commands_with_a_trained_model()}
+    assert tools == TOOLS
+
+
+def test_python_of_the_pages_takes_the_detector(detector, monkeypatch, capsys):
+    folder, _ = detector
+    monkeypatch.chdir(folder)
+    image = next((folder / 'my_data/val').iterdir())
+    Path('photos').mkdir(exist_ok=True)
+    shutil.copy(image, 'photos/photo.jpg')
+    if not Path('clip.mp4').is_file():
+        write_video(folder / 'clip.mp4', image)
+    examples = [each for name in test_docs.PROSE for each in test_docs.examples(name)]
+    examples = [each for each in examples if 'import Inferencer' in each]
+    assert len(examples) == 2
+    for example in examples:
+        example = example.replace(
+            "'focal_maskrcnn_3x', 'checkpoint.pth'", "'mine.py', 'work_dirs/mine'"
+        )
+        exec(example, {})
+        assert 'photo.jpg tensor' in capsys.readouterr().out
 
 
 def test_commands_of_the_page_train_a_segmenter(data):

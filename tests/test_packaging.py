@@ -4,13 +4,17 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import zipfile
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmfocal import __version__
 from mmfocal.utils.compat import PYTHON, STACKS, TORCH
@@ -44,6 +48,32 @@ def test_version_and_licence(metadata):
     assert metadata.version == __version__
     assert metadata.metadata['License'] == 'MIT'
     assert (ROOT / 'LICENSE').read_text().startswith('MIT License')
+    assert yaml.safe_load((ROOT / 'CITATION.cff').read_text())['version'] == __version__
+    status = metadata.metadata.get_all('Classifier')[0]
+    assert status.endswith('Beta' if 'rc' in __version__ else 'Stable')
+
+
+RELATIVE_LINK = re.compile(r'\[[^\]]*\]\((?!https?://)[^)]*\)')
+
+
+def test_description_has_no_links_that_an_index_cannot_follow(metadata, tmp_path):
+    assert RELATIVE_LINK.search((ROOT / 'README.md').read_text())
+    text = metadata.metadata['Description'] or metadata.metadata.get_payload()
+    assert 'Focal Transformer](https://' in text and 'What to read next: a quick start' in text
+    assert '![' not in text and not RELATIVE_LINK.search(text)
+
+    # As it will be when the repository has an address.
+    source = copy_of_source(tmp_path / 'source')
+    setup = (source / 'setup.py').read_text()
+    assert "URL = ''" in setup
+    address = 'https://host/owner/mmfocal'
+    (source / 'setup.py').write_text(setup.replace("URL = ''", f'URL = {address!r}'))
+    subprocess.run([sys.executable, 'setup.py', '-q', 'egg_info'], cwd=source, check=True)
+    text = (source / 'mmfocal.egg-info/PKG-INFO').read_text()
+    assert f'Home-page: {address}\n' in text
+    assert f']({address}/raw/v{__version__}/docs/images/keys.png)' in text
+    assert f'[a quick start]({address}/blob/v{__version__}/docs/quick_start.ipynb)' in text
+    assert not RELATIVE_LINK.search(text)
 
 
 def test_python_versions_are_those_of_the_check(metadata):
@@ -66,6 +96,14 @@ def test_tested_versions_are_the_pinned_ones(stack, metadata):
     assert tested <= set.union(*(requires(metadata, extra) for extra in extras))
     for package in STACKS[stack].values():
         assert package.accepts(package.tested)
+
+
+def test_all_is_everything_but_the_forks(metadata):
+    everything = requires(metadata, 'all')
+    for extra in ('mmdet', 'mmseg', 'mmpretrain', 'safetensors', 'export'):
+        assert requires(metadata, extra) <= everything, extra
+    forks = {package.distribution for package in STACKS['onedl'].values()}
+    assert not names_of(everything) & forks
 
 
 PACKAGE = ROOT / 'mmfocal'
@@ -144,15 +182,72 @@ def test_every_requirement_is_pinned_once_for_every_python():
     for line in constraints:
         name, _, marker = line.partition('==')[0], *line.partition('; ')[1:]
         lines_by_name.setdefault(name.lower(), []).append(marker)
-    old, new = 'python_version < "3.11"', 'python_version >= "3.11"'
+    old, new = 'python_version < "3.14"', 'python_version >= "3.14"'
     for name, markers in lines_by_name.items():
-        assert sorted(markers) in ([''], [old], [old, new]), name
+        assert sorted(markers) in ([''], [old, new]), name
 
 
 def test_files_of_requirements_apply_the_constraints():
     for path in REQUIREMENTS:
         if path.name != 'constraints.txt':
             assert '-c constraints.txt' in path.read_text().splitlines(), path.name
+
+
+# --- mmcv ---------------------------------------------------------------------------------
+
+# The first is mmcv 2.1.0's, and fails everywhere as that does from Python 3.13 on.
+SETUPS = {
+    'locals': """
+def get_version():
+    with open(version_file) as file:
+        exec(file.read())
+    if 'run_' 'path' not in pathlib.Path(__file__).read_text():
+        raise KeyError('__version__')
+    return locals()['__version__']
+""",
+    'own scope': """
+def get_version():
+    scope = {}
+    exec(pathlib.Path(version_file).read_text(), scope)
+    if 'run_' 'path' in pathlib.Path(__file__).read_text():
+        raise ValueError('changed without need')
+    return scope['__version__']
+""",
+}
+
+
+@pytest.mark.parametrize('name', SETUPS)
+def test_source_of_mmcv_is_repaired_where_it_has_to_be(name, tmp_path):
+    source = tmp_path / 'mmcv-2.1.0'
+    source.mkdir()
+    (source / 'version.py').write_text("__version__ = '2.1.0'\n")
+    (source / 'PKG-INFO').write_text('Metadata-Version: 2.1\nName: mmcv\nVersion: 2.1.0\n')
+    (source / 'setup.py').write_text(
+        "import pathlib\nfrom setuptools import setup\nversion_file = 'version.py'\n"
+        f"{SETUPS[name]}\nsetup(name='mmcv', version=get_version(), packages=[])\n"
+    )
+    shutil.make_archive(str(source), 'gztar', tmp_path, source.name)
+    done = subprocess.run(
+        [ROOT / 'requirements/mmcv_wheel.sh', sys.executable, 'mmcv==2.1.0', tmp_path / 'wheels'],
+        env={**os.environ, 'PIP_NO_INDEX': '1', 'PIP_FIND_LINKS': str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tmp_path / 'wheels').iterdir()
+    assert wheel.name.startswith('mmcv-2.1.0-') and wheel.suffix == '.whl'
+
+
+def test_mmcv_without_a_source_ends_in_a_sentence(tmp_path):
+    done = subprocess.run(
+        [ROOT / 'requirements/mmcv_wheel.sh', sys.executable, 'mmcv==2.1.0', tmp_path],
+        env={**os.environ, 'PIP_NO_INDEX': '1', 'PIP_FIND_LINKS': ''},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith('mmfocal: the source of mmcv==2.1.0 cannot be had, see above.\n')
+    assert not list(tmp_path.iterdir())
 
 
 # --- The wheel ------------------------------------------------------------------------------
@@ -170,28 +265,90 @@ train_cfg = dict(max_iters=2, val_interval=2)
 """
 
 
+def copy_of_source(folder):
+    """What a checkout has for the package, where a build may leave what it likes."""
+    folder.mkdir()
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith('.'):
+            shutil.copy(path, folder)
+    rubbish = shutil.ignore_patterns('__pycache__')
+    for name in ('mmfocal', 'configs', 'tools', 'requirements'):
+        shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=rubbish)
+    return folder
+
+
+def run(python, *arguments, cwd=ROOT):
+    """Runs an interpreter that sees what is installed in its environment, and nothing else."""
+    variables = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    return subprocess.run(
+        [python, *map(str, arguments)], cwd=cwd, env=variables, capture_output=True, text=True
+    )
+
+
+def build_wheel(python, folder):
+    """The wheel that an interpreter's setuptools makes of the source archive that it makes."""
+
+    def build(what, source):
+        code = f'from setuptools import build_meta; build_meta.build_{what}({str(folder)!r})'
+        done = run(python, '-c', code, cwd=source)
+        assert done.returncode == 0, done.stderr
+
+    build('sdist', copy_of_source(folder / 'source'))
+    (archive,) = folder.glob('*.tar.gz')
+    with tarfile.open(archive) as file:
+        file.extractall(folder / 'unpacked', filter='data')
+    build('wheel', folder / 'unpacked' / archive.name.removesuffix('.tar.gz'))
+    (wheel,) = folder.glob('*.whl')
+    return wheel
+
+
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
+def wheel(tmp_path_factory):
+    """A wheel of this checkout by the setuptools that is installed here."""
+    return build_wheel(sys.executable, tmp_path_factory.mktemp('wheel'))
+
+
+@pytest.fixture(scope='module')
+def wheel_of_oldest_setuptools(tmp_path_factory):
+    """The same by the oldest that pyproject.toml allows, which comes from an index."""
+    folder = tmp_path_factory.mktemp('oldest')
+    python = folder / 'environment/bin/python'
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', python.parents[1]], check=True)
+    command = (
+        f'-m pip -q --python {python} install --retries 0 --timeout 20 '
+        f'-c {ROOT}/requirements/dist.txt setuptools wheel'
+    )
+    done = run(sys.executable, *command.split())
+    if done.returncode:
+        pytest.skip(f'no index has the oldest setuptools: {done.stderr.strip()[-200:]}')
+    return build_wheel(python, folder)
+
+
+@pytest.fixture(scope='module')
+def environment(request, tmp_path_factory):
     """A new environment with a wheel of this checkout, and the packages of this one for the rest.
 
     They are on its path by a .pth file. Those of the folder that it names are not read, which
     keeps out an editable mmfocal.
     """
-    folder = tmp_path_factory.mktemp('wheel')
-    environment = folder / 'environment'
+    try:
+        wheel = request.getfixturevalue('wheel_of_oldest_setuptools')
+    except pytest.skip.Exception:
+        wheel = request.getfixturevalue('wheel')
+    environment = tmp_path_factory.mktemp('installed') / 'environment'
     for command in (
-        f'setup.py -q egg_info -e {folder} build -b {folder}/build bdist_wheel -d {folder}',
         f'-m venv --without-pip {environment}',
-        f'-m pip -q --python {environment}/bin/python install --no-deps --no-index -f {folder} '
-        'mmfocal',
+        f'-m pip -q --python {environment}/bin/python install --no-deps --no-index {wheel}',
     ):
-        done = subprocess.run(
-            [sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True
-        )
+        done = run(sys.executable, *command.split())
         assert done.returncode == 0, done.stderr
     (site_packages,) = environment.glob('lib/python*/site-packages')
     paths = sysconfig.get_paths()
-    (site_packages / 'rest.pth').write_text(f'{paths["purelib"]}\n{paths["platlib"]}\n')
+    (site_packages / 'rest.pth').write_text(
+        f'{paths["purelib"]}\n{paths["platlib"]}\n'
+        # As setuptools' own .pth file: mmengine imports distutils, which left Python in 3.12.
+        'import _distutils_hack; _distutils_hack.add_shim()\n'
+    )
     return environment
 
 
@@ -215,19 +372,41 @@ def in_other_folder(folder, environment, program, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_wheel_carries_configs_and_tools(installed):
-    for kind in ('configs', 'tools'):
-        ours = {path.relative_to(ROOT / kind) for path in (ROOT / kind).rglob('*.[psy]*')}
+def files_of_package():
+    """What the wheel should hold: all of mmfocal/, and what its links lead to."""
+    found = set()
+    for folder, _, names in os.walk(PACKAGE, followlinks=True):
+        place = Path(folder).relative_to(ROOT)
         # What tools/dev holds is for those who work on mmfocal, in a checkout.
-        ours = {path for path in ours if not {'__pycache__', 'dev'} & {*path.parts}}
-        carried = installed / '.mim' / kind
-        assert ours == {
-            path.relative_to(carried)
-            for path in carried.rglob('*')
-            if path.is_file() and '__pycache__' not in path.parts
-        }
-    assert (installed / '.mim/model-index.yml').is_file()
-    assert not list(installed.parent.glob('tests*'))
+        if '__pycache__' not in place.parts and place.parts[1:4] != ('.mim', 'tools', 'dev'):
+            found |= {(place / name).as_posix() for name in names}
+    return found
+
+
+@pytest.mark.parametrize('built', ['wheel', 'wheel_of_oldest_setuptools'])
+def test_wheel_has_every_file_of_the_package(built, request):
+    names = zipfile.ZipFile(request.getfixturevalue(built)).namelist()
+    ours = {name for name in names if not name.startswith(f'mmfocal-{__version__}.dist-info/')}
+    assert ours == files_of_package()
+    configs = {path.relative_to(ROOT) for path in (ROOT / 'configs').rglob('*.py')}
+    assert len(configs) > 70 and {f'mmfocal/.mim/{path}' for path in configs} <= ours
+    assert {'mmfocal/.mim/model-index.yml', 'mmfocal/.mim/tools/dist_train.sh'} <= ours
+
+
+def test_oldest_setuptools_is_what_a_release_is_built_with():
+    (oldest,) = re.findall(r'"setuptools>=([\d.]+)"', (ROOT / 'pyproject.toml').read_text())
+    pins = requirement_lines(ROOT / 'requirements/dist.txt')
+    assert f'setuptools=={oldest}.0; python_version < "3.12"' in pins
+
+
+def test_mim_finds_one_file_by_the_name_of_a_config(installed):
+    """It looks through the whole package for a file of that name."""
+    index = yaml.safe_load((installed / '.mim/model-index.yml').read_text())
+    models = yaml.safe_load((installed / '.mim' / index['Import'][0]).read_text())['Models']
+    assert len(models) > 40
+    for model in models:
+        (file,) = installed.rglob(Path(model['Config']).name)
+        assert file == installed / '.mim' / model['Config']
 
 
 IMPORT = """

@@ -69,7 +69,8 @@ def terminal(monkeypatch):
     terminal = Terminal()
     monkeypatch.delenv('CI', raising=False)
     monkeypatch.setenv('TERM', 'xterm')
-    streams = SimpleNamespace(stderr=terminal.file)  # pytest sets those of sys for each phase
+    # pytest sets those of sys for each phase.
+    streams = SimpleNamespace(stderr=terminal.file, modules={})
     monkeypatch.setattr('mmfocal.utils.progress.sys', streams)
     monkeypatch.setattr('mmfocal.engine.hooks.progress._log_is_piped', lambda: False)
     return terminal
@@ -102,7 +103,7 @@ def test_bars_disappear_and_start_no_thread(terminal, every_step, total):
 def test_there_is_no_bar_where_nobody_looks(terminal, monkeypatch, name, value):
     assert is_live_terminal()
     if name is None:
-        streams = SimpleNamespace(stderr=io.StringIO())
+        streams = SimpleNamespace(stderr=io.StringIO(), modules={})
         monkeypatch.setattr('mmfocal.utils.progress.sys', streams)
     else:
         monkeypatch.setenv(name, value)
@@ -112,6 +113,22 @@ def test_there_is_no_bar_where_nobody_looks(terminal, monkeypatch, name, value):
     with live_progress(SimpleNamespace()):  # nothing of the runner is touched
         pass
     assert terminal.close() == ([''], [])
+
+
+@pytest.mark.parametrize('is_kernel', [True, False])
+def test_notebooks_have_a_bar_without_a_terminal(monkeypatch, every_step, is_kernel):
+    config = {'IPKernelApp': {}} if is_kernel else {'TerminalIPythonApp': {}}
+    ipython = SimpleNamespace(get_ipython=lambda: SimpleNamespace(config=config))
+    streams = SimpleNamespace(stderr=io.StringIO(), modules={'IPython': ipython})
+    monkeypatch.setattr('mmfocal.utils.progress.sys', streams)
+    monkeypatch.setattr('mmfocal.utils.progress.IProgress', None)  # without ipywidgets
+    runner = training_runner()
+    runner.register_hook(None)
+    with live_progress(runner):
+        if is_kernel:
+            runner.hook.after_train_iter(runner, 4, outputs=dict(loss=torch.tensor(1.25)))
+        assert (runner.hook is not None) == is_kernel
+    assert ('Epoch 3 of 12' in streams.stderr.getvalue()) == is_kernel
 
 
 @pytest.mark.parametrize('name, value', [('_log_is_piped', True), ('is_main_process', False)])

@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmfocal.datasets import prepare_shapes
 from mmfocal.engine import TestOptions, TrainOptions, load_config, settings, train
 from mmfocal.engine import test as evaluate
-from mmfocal.engine.checkpoints import CheckpointFolders, archive
+from mmfocal.engine.checkpoints import CheckpointFolders, archive, checkpoint_of
 from mmfocal.engine.lock import NAME, fcntl, owned
 from mmfocal.engine.start import begun, decide
 from mmfocal.utils.errors import UserError
@@ -251,20 +251,20 @@ def test_other_storage_is_told_and_followed_by_what_the_run_noted():
     Path('run/last_checkpoint').write_text('s3://bucket/a/run/epoch_3.pth')
     assert decide(cfg, 'auto').resume_from == 's3://bucket/a/run/epoch_3.pth'
     assert relative(decide(cfg, None).archived) == ['run/last_checkpoint']
-    assert settings.checkpoint_of('run') == 's3://bucket/a/run/epoch_3.pth'
+    assert checkpoint_of('run') == 's3://bucket/a/run/epoch_3.pth'
 
 
 def test_checkpoint_of_a_work_folder():
     with pytest.raises(UserError, match='no checkpoint run'):
-        settings.checkpoint_of('run')
+        checkpoint_of('run')
     write('elsewhere/run/step_9.pth', 'elsewhere/run/step_10.pth')
     Path('run/last_checkpoint').write_text('elsewhere/run/step_9.pth')
-    assert os.path.relpath(settings.checkpoint_of('run')) == 'elsewhere/run/step_10.pth'
+    assert os.path.relpath(checkpoint_of('run')) == 'elsewhere/run/step_10.pth'
     write('elsewhere/run/best_score_step_9.pth')
-    assert os.path.relpath(settings.checkpoint_of('run')) == 'elsewhere/run/best_score_step_9.pth'
+    assert os.path.relpath(checkpoint_of('run')) == 'elsewhere/run/best_score_step_9.pth'
     write('run/epoch_1.pth')
-    assert os.path.relpath(settings.checkpoint_of('run')) == 'run/epoch_1.pth'
-    assert settings.checkpoint_of(OLD[0]) == OLD[0]
+    assert os.path.relpath(checkpoint_of('run')) == 'run/epoch_1.pth'
+    assert checkpoint_of(OLD[0]) == OLD[0]
 
 
 def test_folder_that_is_reached_in_two_ways_is_one():

@@ -2,7 +2,7 @@
 
 import os
 
-os.environ['MMFOCAL_DOCTOR'] = '1'
+os.environ['MMFOCAL_WITHOUT_ENGINE'] = '1'
 
 from mmfocal.cli import run
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-import warnings
 from pathlib import Path
 
+from mmfocal.utils.compat import without_warnings_of_others
 from mmfocal.utils.errors import user_errors_without_trace
 
 TOOLS = {file.stem: file for file in sorted(Path(__file__).parent.glob('[!_]*.py'))}
@@ -20,7 +20,8 @@ def main() -> None:
         sys.argv = [f'mmfocal {name}', *arguments]
         run(name)
     if name in ('-h', '--help'):
-        print(_usage())
+        with user_errors_without_trace():
+            print(_usage(), flush=True)
         sys.exit()
     print(f'mmfocal: there is no tool {name!r}.\n\n{_usage()}', file=sys.stderr)
     sys.exit(2)
@@ -28,9 +29,7 @@ def main() -> None:
 
 def run(tool: str) -> None:
     """Runs a tool with the arguments of the process, and ends the process with its status."""
-    for message in ('pkg_resources is deprecated', r'`?torch\.jit'):
-        warnings.filterwarnings('ignore', message)  # of other packages, in every process
-    with user_errors_without_trace():
+    with without_warnings_of_others(), user_errors_without_trace():
         sys.exit(importlib.import_module(f'{__name__}.{tool}').main())
 
 

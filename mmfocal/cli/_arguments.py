@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import fields
+from math import inf
 from typing import Any, TypeVar
 
 from mmengine.config import DictAction
+
+from mmfocal.weights.safe_loading import names_weights
 
 Options = TypeVar('Options')
 
@@ -18,6 +22,9 @@ class _Parser(argparse.ArgumentParser):
     """Takes options by their whole names, and tells the nearest to one that there is not."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        args = [*(sys.argv[1:] if args is None else args)]
+        if 'checkpoint' in [each.dest for each in self._actions]:
+            args = self._with_checkpoint(args)
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             names = [name for name in self._option_string_actions if name.startswith('--')]
@@ -30,6 +37,30 @@ class _Parser(argparse.ArgumentParser):
                 + (f' (nearest to {name}: {", ".join(near)})' if near else '')
             )
         return found
+
+    def _with_checkpoint(self, args: list[str]) -> list[str]:
+        """Arguments with a file of weights in both places, if it is given for a config only."""
+        places = self._places(args)
+        if not places or not names_weights(args[places[0]]):
+            return args
+        following = args[places[1]] if len(places) > 1 else ''
+        if following == 'none' or names_weights(following):
+            return args
+        return [*args[: places[0] + 1], args[places[0]], *args[places[0] + 1 :]]
+
+    def _places(self, args: list[str]) -> list[int]:
+        """Where arguments stand that are no options and no values of options."""
+        places, waiting = [], 0.0  # values that an option may still take
+        for i, text in enumerate(args):
+            if text.startswith('--'):
+                action = self._option_string_actions.get(text)  # None for --name=value
+                count = action.nargs if action else 0
+                waiting = {None: 1, '?': 1, '+': inf, '*': inf}.get(count, count)
+            elif waiting:
+                waiting -= 1
+            else:
+                places.append(i)
+        return places
 
 
 class _KeyValue(DictAction):
@@ -61,7 +92,11 @@ def parser_of(description: str) -> argparse.ArgumentParser:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """The config, and the option that changes its values."""
-    parser.add_argument('config', help='path, or name of a config of this repository')
+    parser.add_argument(
+        'config',
+        help='path, or name of a config of this repository; or a file of weights that holds its '
+        'config, as mmfocal publish writes them',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -80,7 +115,8 @@ def add_checkpoint(parser: argparse.ArgumentParser, untrained: str | None = None
     """
     parser.add_argument(
         'checkpoint',
-        help='path, URL, or work folder of a run: its best or newest checkpoint'
+        help='path, URL, or work folder of a run: its best or newest checkpoint; left out where a '
+        'file of weights stands for the config'
         + (f'; "none" for {untrained}' if untrained else ''),
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmfocal.datasets.checks import check_data
 from mmfocal.engine import load_config, settings
+from mmfocal.engine.checkpoints import checkpoint_of
 from mmfocal.evaluation.report import text_table, write_report
 from mmfocal.evaluation.running import analyze, predict
 from mmfocal.utils.errors import is_first_process
@@ -69,7 +70,7 @@ def main() -> None:
     )
     report.facts += [
         ('config', args.config),
-        ('checkpoint', settings.checkpoint_of(args.checkpoint)),
+        ('checkpoint', checkpoint_of(args.checkpoint)),
         ('made', time.strftime('%Y-%m-%d %H:%M')),
     ]
     curves = Path(args.checkpoint) / 'curves.png'

@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmfocal.engine import load_config
+from mmfocal.engine.checkpoints import checkpoint_of
 from mmfocal.models import FocalTransformer
 from mmfocal.utils.compat import import_problem
 from mmfocal.utils.errors import UserError
@@ -29,7 +30,7 @@ SUFFIXES = ('.pth', '.safetensors')
 
 def parse_args() -> argparse.Namespace:
     parser = parser_of(__doc__)
-    parser.add_argument('src', help='path or URL')
+    parser.add_argument('src', help='path, URL, or work folder of a run')
     parser.add_argument('dst', type=Path, help=f'file to write, {" or ".join(SUFFIXES)}')
     parser.add_argument('--config', help='config with the backbone that the weights shall fit')
     parser.add_argument('--prefix', help="of the backbone's keys in SRC (default: found)")
@@ -69,6 +70,7 @@ def main() -> None:
         raise UserError(f'DST must end in {" or ".join(SUFFIXES)}, got {args.dst}')
     if args.dst.exists() and not args.force:
         raise UserError(f'{args.dst} exists. Choose another name, or add --force to overwrite it.')
+    args.src = checkpoint_of(args.src)
     if args.config:
         model = build_model(args.config)
         options = dict(
@@ -83,15 +85,22 @@ def main() -> None:
         except ValueError as error:
             raise UserError(str(error)) from error
         tensors = model.state_dict()
+        left_out = report.left_out
         for what in ('resized', 'left_out', 'new'):
             for name in getattr(report, what):
                 print(f'{what.replace("_", " "):9} {name}')
     else:
         checkpoint = load_checkpoint_file(args.src, sha256=args.sha256)
         weights = read_weights(checkpoint, args.src, args.prefix)
-        tensors = weights.tensors
+        tensors, left_out = weights.tensors, weights.left_out
         for name in weights.left_out:
             print(f'left out  {name}')
         print(f'{args.src}, {weights.layout}: {len(tensors)} tensors renamed.')
     save_tensors(tensors, args.dst)
-    print(f'Wrote {args.dst}: {sum(t.numel() for t in tensors.values()) / 1e6:.1f} M parameters.')
+    count = sum(each.numel() for each in tensors.values()) / 1e6
+    print(f'Wrote {args.dst}: {count:.1f} M parameters.')
+    if left_out:
+        print(
+            f'{len(left_out)} tensors of {args.src} that are no part of a backbone are not in it; '
+            'mmfocal publish writes whole detectors and segmenters.'
+        )

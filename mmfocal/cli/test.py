@@ -37,6 +37,9 @@ def main() -> None:
         action='store_false',
         help='test without the look into annotations and images that mmfocal check_data takes',
     )
+    parser.add_argument(
+        '--quiet', action='store_true', help='show metrics and warnings instead of the log'
+    )
     add_launcher(parser)
     args = parse_distributed(parser)
     test(load_config(args.config, args.cfg_options), options_of(TestOptions, args))

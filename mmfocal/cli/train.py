@@ -2,13 +2,30 @@
 
 from mmfocal.engine import TrainOptions, load_config, train
 
-from ._arguments import add_config, add_launcher, options_of, parse_distributed, parser_of
+from ._arguments import (
+    add_config,
+    add_launcher,
+    natural,
+    options_of,
+    parse_distributed,
+    parser_of,
+)
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     add_config(parser)
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        '--epochs',
+        type=natural,
+        metavar='N',
+        help='passes over the data, instead of those of the config; the schedule follows',
+    )
+    length.add_argument(
+        '--iterations', type=natural, metavar='N', help='the same, of configs by iterations'
+    )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
     precision.add_argument(
@@ -65,6 +82,9 @@ def main() -> None:
         '--deterministic',
         action='store_true',
         help='use only deterministic operators; slower on a GPU',
+    )
+    parser.add_argument(
+        '--quiet', action='store_true', help='show metrics and warnings instead of the log'
     )
     add_launcher(parser)
     args = parse_distributed(parser)

@@ -24,6 +24,7 @@ from mmfocal.weights.safe_loading import CheckpointError, load_checkpoint_file
 
 # mmengine's own, and that of runs that were asked to end.
 TEMPLATES = ('epoch_{}.pth', 'iter_{}.pth')
+SAVED = 'model.safetensors'  # what hubs call the weights in a folder
 LAST = 'last_checkpoint'  # mmengine's file in the work folder with the path of the newest one
 
 
@@ -267,6 +268,32 @@ def best_or_latest(work_dir: Path) -> str | None:
         if found is not None:
             return str(found)
     return None
+
+
+def checkpoint_of(source: str) -> str:
+    """The checkpoint that a path or URL means.
+
+    Args:
+        source: a URL, a file, or the work folder of a run, whose best checkpoint is taken, and if
+            there is none its newest that is whole; they may lie elsewhere, where
+            ``last_checkpoint`` in that folder says. Or a folder with :data:`SAVED`.
+
+    Raises:
+        UserError: there is none.
+    """
+    source = source if '://' in source else os.path.expanduser(source)
+    if '://' in source or os.path.isfile(source):
+        return source
+    if os.path.isdir(source):
+        if os.path.isfile(saved := os.path.join(source, SAVED)):
+            return saved
+        if found := best_or_latest(Path(source)):
+            return found
+        raise UserError(
+            f'There is no checkpoint in {source}: expected those of a run, which has none before '
+            f'it first saves, or {SAVED}.'
+        )
+    raise UserError(f'There is no checkpoint {source} (looked for {os.path.abspath(source)}).')
 
 
 def last_checkpoint(work_dir: str | os.PathLike) -> str | None:

@@ -7,16 +7,19 @@ import difflib
 import importlib
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 
-from mmfocal.utils.compat import register_config_packages
+from mmfocal.utils.compat import register_config_packages, without_warnings_of_others
 from mmfocal.utils.errors import UserError, is_first_process
+from mmfocal.weights.embedded_config import config_of, embedded_text
+from mmfocal.weights.safe_loading import CheckpointError, load_checkpoint_file, names_weights
 
+from .checkpoints import checkpoint_of
 from .misspelt import check_options, nearest
 from .sections import check_sections
 
@@ -24,31 +27,50 @@ from .sections import check_sections
 REPOSITORY = Path(__file__).resolve().parents[1] / '.mim'
 
 
-def load_config(path: str | os.PathLike, cfg_options: dict[str, Any] | None = None) -> Config:
+def load_config(
+    path: str | os.PathLike | Config, cfg_options: Mapping[str, Any] | None = None
+) -> Config:
     """Reads a config and merges options into it, without importing its custom modules.
 
     Options that look like mistakes, but may not be, are printed.
 
     Args:
         path: looked for from the current folder, from the repository or the installed package, and
-            by its bare name (with or without ``.py``) below ``configs/``.
+            by its bare name (with or without ``.py``) below ``configs/``. Or a file of weights
+            that holds its config, a URL of one, or a folder with one: the config is read as data,
+            see :mod:`mmfocal.weights.embedded_config`. Or a config that is read, which is copied.
         cfg_options: values by dotted key, as ``--cfg-options`` gives them.
 
     Raises:
         UserError: there is no such config, it does not load, a pure-Python config imports what is
             not there, a section is not of its kind, or an option does not fit or changes nothing.
     """
-    file = find_config(path)
     register_config_packages()
-    try:
-        cfg = Config.fromfile(file, import_custom_modules=False)
-    except Exception as error:  # a config is code and may raise anything
-        raise UserError(_why_not_loaded(file, error)) from error
-    _check_imports(file, cfg._cfg_dict)
-    _drop_own_scope(cfg._cfg_dict)
+    if not isinstance(path, str | os.PathLike | Config):
+        raise UserError(f'config: expected a path, a name or a Config, got {path!r:.100}.')
+    if not isinstance(cfg_options or {}, Mapping):
+        raise UserError(
+            f'Options of a config: expected a dict of values by dotted key, got '
+            f'{cfg_options!r:.100}.'
+        )
+    if isinstance(path, Config):
+        file, cfg = path.filename or 'the config', copy.deepcopy(path)
+        _drop_own_scope(cfg._cfg_dict)
+    elif names_weights(path) or os.path.isdir(os.path.expanduser(path)):
+        file = checkpoint_of(os.fspath(path))
+        cfg = embedded_config(load_checkpoint_file(file), file)
+    else:
+        file = find_config(path)
+        try:
+            with without_warnings_of_others():
+                cfg = Config.fromfile(file, import_custom_modules=False)
+        except Exception as error:  # a config is code and may raise anything
+            raise UserError(_why_not_loaded(file, error)) from error
+        _check_imports(file, cfg._cfg_dict)
+        _drop_own_scope(cfg._cfg_dict)
     before = copy.deepcopy(cfg)
     try:
-        cfg.merge_from_dict(cfg_options or {})
+        cfg.merge_from_dict(dict(cfg_options or {}))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
         raise UserError(f'--cfg-options do not fit {file}: {error}') from error
     for note in check_options(cfg, before, cfg_options or {}):
@@ -56,6 +78,30 @@ def load_config(path: str | os.PathLike, cfg_options: dict[str, Any] | None = No
             print(note)
     check_sections(cfg)
     return cfg
+
+
+def embedded_config(checkpoint: Mapping[str, Any], source: str) -> Config:
+    """The config that a loaded file of weights holds, read as data.
+
+    Args:
+        checkpoint: what the file holds.
+        source: the file, which gives the config its name.
+
+    Raises:
+        CheckpointError: there is none, or it asks for code.
+    """
+    text = embedded_text(checkpoint)
+    if text is None:
+        raise CheckpointError(
+            f'{source} holds no config. Give a config and this file, or publish it with one: '
+            f'mmfocal publish {source} --config CONFIG.py'
+        )
+    settings = config_of(text, source)
+    if not isinstance(settings.get('model'), dict):
+        raise CheckpointError(f'{source}: expected a config with a model, a dict, got none.')
+    # mmengine writes a config down under its own name, by whose ending it knows the form.
+    name = source.split('?')[0].rpartition('.')[0]
+    return Config(settings, cfg_text=text, filename=f'{name}.py')
 
 
 def _why_not_loaded(file: Path, error: Exception) -> str:

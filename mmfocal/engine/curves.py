@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib.pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from mmfocal.utils.colours import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 COLOURS = (BLACK, BLUE, ORANGE, GREEN, PURPLE, VERMILION, SKY)
 # Metrics worth a curve, of mmdet's and mmseg's evaluators, with their names in the legend.
@@ -24,6 +25,15 @@ METRICS = {
     'mIoU': 'mIoU, %',
     'mAcc': 'mean accuracy, %',
 }
+
+
+class _Curves(Figure):
+    """A figure that notebooks show, whether or not pyplot has been told that it runs in one."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format='png')
+        return buffer.getvalue()
 
 
 def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
@@ -68,16 +78,15 @@ def draw_curves(work_dir: str | Path) -> Figure:
         work_dir: the run's work folder.
 
     Returns:
-        The figure; the caller saves and closes it.
+        The figure, of which pyplot knows nothing: it needs no screen, changes no notebook's
+        backend, and is not to be closed.
     """
     rows = read_scalars(work_dir)
     training = [row for row in rows if 'loss' in row]
-    figure, panels = plt.subplot_mosaic(
-        [['loss', 'metric'], ['lr', 'metric']],
-        figsize=(10, 4.5),
-        height_ratios=[3, 1],
-        sharex=True,
-        layout='constrained',
+    figure = _Curves(figsize=(10, 4.5), layout='constrained')
+    FigureCanvasAgg(figure)
+    panels = figure.subplot_mosaic(
+        [['loss', 'metric'], ['lr', 'metric']], height_ratios=[3, 1], sharex=True
     )
     losses = sorted({name for row in training for name in row if name.startswith('loss')})
     for name, colour in zip(losses, COLOURS, strict=False):

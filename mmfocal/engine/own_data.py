@@ -204,7 +204,7 @@ def _epochs(cfg: Config, num_images: int) -> list[str]:
         'param_scheduler = [',
         f"dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end={warm_up}),",
         "dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, ",
-        'milestones=[max_epochs * 3 // 4, max_epochs * 11 // 12], gamma=0.1)]',
+        'milestones=sorted({max_epochs * 3 // 4, max_epochs * 11 // 12} - {0}), gamma=0.1)]',
         '# By the number of images in a step, which the number of GPUs decides.',
         'auto_scale_lr = dict(enable=True)',
     ]

@@ -16,9 +16,13 @@ from mmfocal.weights import install_safe_loading
 
 from . import settings
 from .build_errors import told_settings
+from .checkpoints import checkpoint_of
 from .hooks import RunStateHook
 from .hooks.progress import live_progress
+from .hooks.validations import ValidationsHook
+from .process import left_as_found, without_prints
 from .results import set_predictions_file, set_visualization, write_metrics
+from .schedule import set_length
 from .sections import check_sections, check_seed
 from .start import Start, begun
 
@@ -45,6 +49,10 @@ class TrainOptions:
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``.
         data_check: whether annotations and images are looked into before training.
         skip_bad_samples: whether training leaves out samples that cannot be loaded.
+        epochs: passes over the data instead of those of the config, see
+            :func:`mmfocal.engine.schedule.set_length`.
+        iterations: the same for configs that train by iterations.
+        quiet: whether, instead of the log, only metrics and warnings are shown.
     """
 
     work_dir: str | None = None
@@ -62,6 +70,9 @@ class TrainOptions:
     launcher: str = 'none'
     data_check: bool = True
     skip_bad_samples: bool = False
+    epochs: int | None = None
+    iterations: int | None = None
+    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class TestOptions:
         tta: whether to augment images, by the config's ``tta_model`` and ``tta_pipeline``.
         launcher: as of :class:`TrainOptions`.
         data_check: whether annotations and images are looked into before.
+        quiet: as of :class:`TrainOptions`.
     """
 
     __test__ = False  # no class of tests, whatever pytest thinks of its name
@@ -89,6 +101,7 @@ class TestOptions:
     tta: bool = False
     launcher: str = 'none'
     data_check: bool = True
+    quiet: bool = False
 
 
 def train(cfg: Config, options: TrainOptions | None = None) -> Runner:
@@ -99,13 +112,18 @@ def train(cfg: Config, options: TrainOptions | None = None) -> Runner:
         options: what is asked for besides.
 
     Returns:
-        The runner, when the run has ended.
+        The runner, when the run has ended; loggers, random numbers and the like of the process
+        are as before, see :mod:`mmfocal.engine.process`.
 
     Raises:
         UserError: data that is missing or bad, options that do not fit this config or machine, or
             a work folder that another run has; before anything is built.
     """
-    options = options or TrainOptions()
+    with left_as_found():
+        return _train(cfg, options or TrainOptions())
+
+
+def _train(cfg: Config, options: TrainOptions) -> Runner:
     check_sections(cfg, 'train')
     check_seed('--seed', options.seed)
     _check_data(cfg, ('train', 'val'), options.data_check)
@@ -125,12 +143,17 @@ def train(cfg: Config, options: TrainOptions | None = None) -> Runner:
     settings.set_launcher(cfg, options.launcher)
     install_safe_loading()
     install_sample_errors(skip=options.skip_bad_samples)
+    with without_prints(options.quiet):
+        notes.append(set_length(cfg, options.epochs, options.iterations))
     with begun(cfg, options.resume) as start, ExitStack() as stack:
         notes = [*filter(None, notes), *start.notes]
         for note in notes if is_first_process() else []:
             print(note)
         settings.set_seed(cfg, options.seed, options.deterministic, start.resume_from)
-        runner = settings.build_runner(cfg, start)
+        validations = ValidationsHook(shown=options.quiet)
+        stack.enter_context(without_prints(options.quiet))
+        runner = settings.build_runner(cfg, start, options.quiet)
+        runner.register_hook(validations)
         for hook in runner.hooks:
             if isinstance(hook, RunStateHook):
                 stack.callback(hook.stop_listening)
@@ -156,10 +179,15 @@ def test(cfg: Config, options: TestOptions) -> dict[str, Any]:
         UserError: data that is missing or bad, a checkpoint that is missing, or options that do
             not fit the config.
     """
+    with left_as_found():
+        return _test(cfg, options)
+
+
+def _test(cfg: Config, options: TestOptions) -> dict[str, Any]:
     check_sections(cfg, 'test')
     _check_data(cfg, ('test',), options.data_check)
     settings.set_work_dir(cfg, options.work_dir)
-    start = Start(load_from=settings.checkpoint_of(options.checkpoint))
+    start = Start(load_from=checkpoint_of(options.checkpoint))
     if options.out:
         set_predictions_file(cfg, options.out)
     if options.show or options.show_dir:
@@ -170,9 +198,12 @@ def test(cfg: Config, options: TestOptions) -> dict[str, Any]:
     settings.set_seed(cfg)
     install_safe_loading()
     install_sample_errors()
-    runner = settings.build_runner(cfg, start)
-    with told_settings(cfg), live_progress(runner):
-        metrics = runner.test()
+    validations = ValidationsHook(shown=options.quiet)
+    with without_prints(options.quiet):
+        runner = settings.build_runner(cfg, start, options.quiet)
+        runner.register_hook(validations)
+        with told_settings(cfg), live_progress(runner):
+            metrics = runner.test()
     if options.out:
         write_metrics(options.out, metrics, str(cfg.filename), options.checkpoint)
     settings.leave_group()

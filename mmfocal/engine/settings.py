@@ -21,7 +21,7 @@ from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import check_folder
 from mmfocal.weights.safe_loading import load_checkpoint_file
 
-from . import checkpoints, loops, optim  # noqa: F401  register themselves
+from . import checkpoints, log_backends, loops, optim  # noqa: F401  register themselves
 from .bfloat16 import prepare_bfloat16
 from .build_errors import told_settings
 from .determinism import install_determinism
@@ -29,6 +29,7 @@ from .hooks import NonFiniteHook
 from .hooks.validation_loss import loss_dataloader
 from .metrics import MainMetric, main_metric, own_metric
 from .misspelt import check_arguments
+from .process import QuietRunner
 from .start import Start
 
 # mmengine's loops, and those that can be resumed anywhere.
@@ -38,12 +39,14 @@ LOOPS = {kind: f'Resumable{kind}' for kind in ('EpochBasedTrainLoop', 'IterBased
 CHECKPOINT_HOOKS = ('CheckpointHook', 'BestCheckpointHook')
 MIN_KEPT = 2  # checkpoints; one may be damaged after it was written
 
-# Packages that a run can log to, beside its own folder, and mmengine's name for each.
+# Packages that a run can log to, beside its own folder, and the backend for each.
 LOGS = {
     'tensorboard': 'TensorboardVisBackend',
-    'wandb': 'WandbVisBackend',
-    'mlflow': 'MLflowVisBackend',
+    'wandb': 'WandbBackend',
+    'mlflow': 'MLflowBackend',
 }
+# mmengine's backends, and those that heed what is set for the service: see log_backends.
+ADDRESSED = {f'{name}VisBackend': f'{name}Backend' for name in ('MLflow', 'Wandb')}
 # How processes of a run may have been started, and what mmengine looks for in their environment.
 LAUNCHERS = {
     'none': (),
@@ -282,6 +285,9 @@ def _add_import(cfg: Config, module: str) -> None:
 def set_logs(cfg: Config, names: Sequence[str] | None = None) -> None:
     """Lets a run log to other services, and draw its curves.
 
+    mmengine's backends of the config are replaced by those of
+    :mod:`~mmfocal.engine.log_backends`, which heed the environment.
+
     Args:
         cfg: the config.
         names: of :data:`LOGS`; None for TensorBoard where it is installed.
@@ -294,7 +300,8 @@ def set_logs(cfg: Config, names: Sequence[str] | None = None) -> None:
     names = [names] if isinstance(names, str) else names
     if cfg.get('visualizer') is None:
         cfg.visualizer = dict(type='Visualizer')
-    backends = list(cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+    backends = cfg.visualizer.get('vis_backends') or [dict(type='LocalVisBackend')]
+    backends = [_addressed(backend) for backend in backends]
     present = {type_name(backend) for backend in backends}
     for name in names:
         if name not in LOGS:
@@ -307,6 +314,13 @@ def set_logs(cfg: Config, names: Sequence[str] | None = None) -> None:
             backends.append(dict(type=LOGS[name]))
     cfg.visualizer.vis_backends = backends
     _add_hook(cfg, dict(type='CurvesHook'))
+
+
+def _addressed(backend: Any) -> Any:
+    """A backend as it is, or if it is mmengine's, one that logs where the user says."""
+    stock = isinstance(backend, Mapping) and not is_third_party(backend)
+    kind = ADDRESSED.get(type_name(backend)) if stock else None
+    return backend if kind is None else dict(backend, type=kind)
 
 
 def set_stopping(cfg: Config, save_best: bool, early_stop: int | None) -> None:
@@ -408,24 +422,6 @@ def set_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def checkpoint_of(source: str) -> str:
-    """The checkpoint that a path or URL means.
-
-    Args:
-        source: a URL, a file, or the work folder of a run, whose best checkpoint is taken, and if
-            there is none its newest that is whole; they may lie elsewhere, where
-            ``last_checkpoint`` in that folder says.
-
-    Raises:
-        UserError: there is none.
-    """
-    if '://' in source or os.path.isfile(source):
-        return source
-    if os.path.isdir(source) and (found := checkpoints.best_or_latest(Path(source))):
-        return found
-    raise UserError(f'There is no checkpoint {source} (looked for {os.path.abspath(source)}).')
-
-
 def set_test_time_augmentation(cfg: Config) -> None:
     """Merges predictions for several views of each image, as ``tta_*`` of the config say.
 
@@ -469,7 +465,7 @@ def import_packages(cfg: Config) -> None:
     import_custom_modules(cfg)
 
 
-def build_runner(cfg: Config, start: Start | None = None) -> Runner:
+def build_runner(cfg: Config, start: Start | None = None, quiet: bool = False) -> Runner:
     """The runner of a complete config, with the modules that it asks for imported.
 
     A run that is resumed leaves out the pretrained weights that it began with: mmengine would
@@ -478,6 +474,8 @@ def build_runner(cfg: Config, start: Start | None = None) -> Runner:
     Args:
         cfg: the config; the runner writes it down as it is.
         start: what the run begins with; None for what the config says.
+        quiet: whether only warnings are shown of the log, unless the config has a runner of its
+            own.
 
     Raises:
         UserError: as :func:`import_packages`, or a setting cannot be.
@@ -486,7 +484,8 @@ def build_runner(cfg: Config, start: Start | None = None) -> Runner:
     if (cfg.get('randomness') or {}).get('deterministic') and torch.cuda.is_available():
         install_determinism()
     with told_settings(cfg):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        kind = QuietRunner if quiet else Runner
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else kind.from_cfg(cfg)
     if start is not None:
         start.apply(runner)
     runner.register_hook(NonFiniteHook())

@@ -21,7 +21,7 @@ from .graphs import Graph
 from .operators import translations
 
 OLDEST_OPSET = 20  # GELU is an operator from there on
-DEFAULT_OPSET = 23  # read by ONNX Runtime 1.23, the last for Python 3.10
+DEFAULT_OPSET = 23  # ONNX Runtime reads it from 1.23 on
 # Traced sizes decide nothing. These have several windows in every stage, since PyTorch takes a
 # side of one for a constant.
 TRACED_SIZE = dict(batch=2, height=512, width=640)

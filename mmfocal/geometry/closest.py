@@ -244,7 +244,8 @@ def _numbered(offsets: Tensor) -> tuple[Tensor, Tensor]:
     """
     least = offsets.flatten(0, 1).min(dim=0).values
     height, width = (offsets.flatten(0, 1).max(dim=0).values - least + 1).tolist()
-    codes = (offsets - least) @ torch.tensor([width, 1])
+    rows, cols = (offsets - least).unbind(-1)
+    codes = rows * width + cols
     occurs = torch.zeros(height * width, dtype=torch.bool)
     occurs[codes] = True
     found = occurs.nonzero().flatten()

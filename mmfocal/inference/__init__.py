@@ -3,6 +3,7 @@
 from .inferencer import Inferencer, Prediction
 from .inputs import Input, LoadedImage, Skipped, UnreadableError, find_inputs
 from .layout import Layout
+from .publishing import Published, publish
 from .running import Outcome, run
 
 __all__ = [
@@ -12,8 +13,10 @@ __all__ = [
     'LoadedImage',
     'Outcome',
     'Prediction',
+    'Published',
     'Skipped',
     'UnreadableError',
     'find_inputs',
+    'publish',
     'run',
 ]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmcv.transforms import LoadImageFromFile
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
@@ -23,13 +23,15 @@ from torch import nn
 
 from mmfocal.datasets.checks import check_lists
 from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_config
-from mmfocal.engine.settings import checkpoint_of, import_packages
+from mmfocal.engine.checkpoints import SAVED, checkpoint_of
+from mmfocal.engine.settings import import_packages
 from mmfocal.utils.config import family_of
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.predictions import as_shown
 from mmfocal.visualization.view import test_dataset
 from mmfocal.weights.classifier import load_classifier
 from mmfocal.weights.layouts import state_dict_of
+from mmfocal.weights.safe_loading import names_weights
 
 from .inputs import Input, LoadedImage, Skipped, UnreadableError, find_inputs, read
 from .tasks import TASKS, Task
@@ -58,6 +60,7 @@ class Inferencer:
 
         from mmfocal.inference import Inferencer
         model = Inferencer('focal_maskrcnn_3x', 'checkpoint.pth')
+        model = Inferencer('focal_maskrcnn_3x-1a2b3c4d.pth')  # a published file has its config
         for image, sample in model(['photos', 'clip.mp4'], batch_size=4): ...
 
     The families' own inferencers do not serve here: they load checkpoints as mmengine does, which
@@ -66,14 +69,18 @@ class Inferencer:
     and know no videos.
 
     Args:
-        config: path, name of a config of this repository, or a config that is loaded.
-        checkpoint: path, URL, or work folder of a run. It is read as data; from now on mmengine
-            reads all checkpoints so, see :mod:`mmfocal.weights.safe_loading`.
+        config: path, name of a config of this repository, or a config that is loaded; or a file
+            of weights that holds its config, a URL of one, or a folder with one.
+        checkpoint: path, URL, or work folder of a run; None where ``config`` is a file of weights.
+            It is read as data; from now on mmengine reads all checkpoints so, see
+            :mod:`mmfocal.weights.safe_loading`.
         device: as PyTorch names it; a GPU if there is one by default.
         cfg_options: values of the config by dotted key.
         score_thr: least score of an object that is kept; 0 to keep all that the model gives.
 
     Attributes:
+        cfg: the config.
+        checkpoint: path or URL of the file of weights.
         model: with weights, in evaluation mode.
         task: what the family's predictions are: names and colours of classes, and how to draw.
 
@@ -84,26 +91,31 @@ class Inferencer:
     def __init__(
         self,
         config: str | os.PathLike | Config,
-        checkpoint: str | os.PathLike,
+        checkpoint: str | os.PathLike | None = None,
         *,
         device: str | None = None,
         cfg_options: dict[str, Any] | None = None,
         score_thr: float = 0.3,
     ) -> None:
+        if checkpoint is None:
+            if isinstance(config, Config) or not (
+                names_weights(config) or os.path.isdir(os.path.expanduser(config))
+            ):
+                raise UserError(
+                    'Inferencer: expected a config and a checkpoint, or a file of weights that '
+                    'holds its config; got no checkpoint.'
+                )
+            checkpoint = config
         if isinstance(config, Config):
             cfg = config.copy()
             cfg.merge_from_dict(cfg_options or {})
         else:
             cfg = load_config(config, cfg_options)
+        self.cfg = cfg
         self.device = _device(device)
         self.name = str(cfg.filename or 'config')
         self.checkpoint = checkpoint_of(os.fspath(checkpoint))
-        family = family_of(cfg)
-        if family not in TASKS:
-            raise UserError(
-                f'{self.name}: default_scope is {family!r}; predictions can be made with configs '
-                f'of {", ".join(TASKS)}.'
-            )
+        family = known_family(cfg)
         import_packages(cfg)
         install_safe_loading()
         weights = load_checkpoint_file(self.checkpoint)
@@ -111,10 +123,78 @@ class Inferencer:
         self.family = family
         with DefaultScope.overwrite_default_scope(family):
             self.loader, self.pipeline = _pipeline(dataset.pipeline)
-            self.model = _model(cfg, weights, self.checkpoint).to(self.device).eval()
-            classes, palette = _classes(weights, dataset)
+            self.model = built_model(cfg, weights, self.checkpoint).to(self.device).eval()
+            classes, palette = classes_of(weights, cfg)
         classes = classes or tuple(f'class {i}' for i in range(_num_classes(self.model)))
         self.task: Task = TASKS[family](classes, palette, score_thr)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> Inferencer:
+        """The model of a folder that :meth:`save_pretrained` wrote, here or on Hugging Face's hub.
+
+        Args:
+            source: the folder; or its name on the hub, ``OWNER/NAME``, for which the package
+                huggingface_hub is needed.
+            revision: branch, tag or commit on the hub; this and the next are its own arguments.
+            token: for models that are not public.
+            cache_dir: where it keeps what it downloads.
+            local_files_only: whether only what was downloaded before is taken.
+            **options: of this class.
+
+        Raises:
+            UserError: the model is not there, or is refused.
+        """
+        source = os.path.expanduser(source)
+        if os.path.exists(source):
+            return cls(source, **options)
+        try:
+            from huggingface_hub import hf_hub_download
+        except ImportError:
+            raise UserError(
+                f'There is no folder {source} (looked for {os.path.abspath(source)}). If it is a '
+                'name on the hub: pip install huggingface_hub'
+            ) from None
+        try:
+            path = hf_hub_download(
+                source,
+                SAVED,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+            )
+        except (OSError, ValueError) as error:  # of which those of the hub are
+            reason = str(error).strip().partition('\n')[0]
+            raise UserError(
+                f'There is no folder {source}, nor {SAVED} under that name on the hub: {reason}'
+            ) from error
+        return cls(path, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Writes the model with its config into a folder, as hubs keep models.
+
+        ``model.safetensors`` holds all of it, see :func:`mmfocal.publish`; ``config.json`` repeats
+        the config, and ``README.md`` is the page that the hub shows. :meth:`from_pretrained` and
+        all tools take the folder.
+
+        Args:
+            folder: made if it is not there.
+
+        Raises:
+            UserError: a file is there already or cannot be written, or safetensors is missing.
+        """
+        from .publishing import save_folder
+
+        save_folder(self, folder)
 
     def __call__(
         self,
@@ -297,7 +377,22 @@ def _pipeline(steps: list[dict]) -> tuple[LoadImageFromFile, Compose]:
     return loader, pipeline
 
 
-def _model(cfg: Config, checkpoint: dict, source: str) -> nn.Module:
+def known_family(cfg: Config) -> str:
+    """The package that a config is for.
+
+    Raises:
+        UserError: it is none of those that predict.
+    """
+    family = family_of(cfg)
+    if family not in TASKS:
+        raise UserError(
+            f'{cfg.filename or "config"}: default_scope is {family!r}; predictions can be made '
+            f'with configs of {", ".join(TASKS)}.'
+        )
+    return family
+
+
+def built_model(cfg: Config, checkpoint: dict, source: str) -> nn.Module:
     """The model with its weights, on the CPU.
 
     mmengine loads what fits and says the rest in a warning; a model with weights left at random
@@ -337,11 +432,12 @@ def _num_classes(model: nn.Module) -> int:
     return max(int(getattr(module, 'num_classes', 0) or 0) for module in model.modules())
 
 
-def _classes(checkpoint: dict, dataset: ConfigDict) -> tuple[tuple[str, ...], Any]:
+def classes_of(checkpoint: dict, cfg: Config) -> tuple[tuple[str, ...], Any]:
     """Names of the checkpoint's classes, or of the config's if it has none, and their colours.
 
     The data set is not built: that may need annotations, which are not here.
     """
+    dataset = test_dataset(cfg)
     check_lists(dataset)
     kind = dataset.type
     if isinstance(kind, str):

@@ -37,6 +37,7 @@ class Task(ABC):
     """
 
     noun: ClassVar[str]  # of what is counted
+    tag: ClassVar[str]  # of the task on Hugging Face's hub
 
     def __init__(self, classes: tuple[str, ...], palette: Any, score_thr: float) -> None:
         self.classes = classes
@@ -72,6 +73,7 @@ class Detection(Task):
     """Boxes, and masks if the model has any, of mmdet."""
 
     noun = 'objects'
+    tag = 'object-detection'
 
     def kept(self, sample: BaseDataElement) -> BaseDataElement:
         if 'pred_instances' not in sample:
@@ -113,6 +115,7 @@ class Segmentation(Task):
     """Label maps of mmseg."""
 
     noun = 'label maps'
+    tag = 'image-segmentation'
 
     def __init__(self, classes: tuple[str, ...], palette: Any, score_thr: float) -> None:
         super().__init__(classes, palette, score_thr)
@@ -145,6 +148,7 @@ class Classification(Task):
     """The most probable classes, of mmpretrain; the least score is not asked for."""
 
     noun = 'classes'
+    tag = 'image-classification'
 
     def kept(self, sample: BaseDataElement) -> BaseDataElement:
         if 'pred_score' not in sample:

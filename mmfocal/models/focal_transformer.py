@@ -318,6 +318,12 @@ class FocalTransformer(BaseModule):
             files, those of Swin Transformer and our own, and all arguments of
             :func:`mmfocal.weights.load_pretrained`.
 
+    Attributes:
+        feature_info: for each output, in order, a dict as of timm: ``num_chs`` (channels),
+            ``reduction`` (stride in pixels) and ``module``, the name of the module that computes
+            it, whose own output is ``(B, H, W, C)``, or a tuple that begins with it where
+            ``out_norm`` is off.
+
     Raises:
         TypeError, ValueError: a setting of the wrong type or value; the message names it, what
             was expected and what came.
@@ -375,6 +381,14 @@ class FocalTransformer(BaseModule):
         self.out_indices = settings.out_indices
         self.out_norm = out_norm
         self.frozen_stages = frozen_stages
+        self.feature_info = [
+            dict(
+                num_chs=settings.channels(stage),
+                reduction=patch_size * 2**stage,
+                module=f'norm{stage}' if out_norm else f'stages.{stage}',
+            )
+            for stage in self.out_indices
+        ]
 
         self.patch_embed = PatchEmbed(
             in_channels,
@@ -473,6 +487,11 @@ class FocalTransformer(BaseModule):
                 out = getattr(self, f'norm{i}')(out) if self.out_norm else out
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
         return tuple(outs)
+
+    @property
+    def num_features(self) -> list[int]:
+        """Channels of each output, in order: what a neck takes as ``in_channels``."""
+        return [each['num_chs'] for each in self.feature_info]
 
     def compile_blocks(self, **options: Any) -> None:
         """Compiles each block by itself, for symbolic sizes.

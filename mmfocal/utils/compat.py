@@ -13,6 +13,9 @@ import importlib.util
 import re
 import shlex
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -47,7 +50,7 @@ class Problem(NamedTuple):
         return f'{self.text} Run: {self.command}'
 
 
-PYTHON = Requirement('python', '3.10', '3.13', '3.11')
+PYTHON = Requirement('python', '3.11', '3.15', '3.11')
 # Loading checkpoints safely rests on weights_only and its allow-list with named stand-ins.
 TORCH = Requirement('torch', '2.6', '3', '2.13.0')
 # By import name, what is imported first standing first.
@@ -67,6 +70,8 @@ STACKS: dict[str, dict[str, Requirement]] = {
         'mmpretrain': Requirement('onedl-mmpretrain', '1.3', '1.4', '1.3.6'),
     },
 }
+# The last that have pkg_resources.
+SETUPTOOLS = 'setuptools<81'
 # What `import mmfocal` needs. The others are needed by configs of their own family.
 CORE = ('mmengine', 'mmcv')
 FAMILIES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -117,7 +122,7 @@ def find_problems(names: tuple[str, ...] = CORE) -> list[Problem]:
             'mmengine imports pkg_resources, which setuptools has up to version 80; '
             f'{installed("setuptools") or "none"} is installed.'
         )
-        problems.append(Problem(text, pip('install', 'setuptools<81')))
+        problems.append(Problem(text, pip('install', SETUPTOOLS)))
     mixed = _mixed_stacks(stack)
     problems += mixed
     for name, requirement in STACKS[stack].items():
@@ -132,7 +137,18 @@ def check_versions(names: tuple[str, ...] = CORE) -> None:
     Args:
         names: import names that have to be there. Others are checked if they are.
     """
-    if problems := find_problems(names):
+    problems = find_problems(names)
+    if len(problems) > 1 and detect_stack() is None:
+        mmcv = STACKS['official']['mmcv']
+        commands = (pip('install', SETUPTOOLS), install(mmcv), pip('install', 'mmfocal[mmdet]'))
+        raise ImportError(
+            "mmfocal runs on OpenMMLab's packages or on OneDL's forks, and neither is installed. "
+            f'Run, for detectors: {" && ".join(commands)}'
+        )
+    if len(problems) > 1:
+        reasons = f'for {len(problems)} reasons, which `mmfocal doctor` lists; the first'
+        raise ImportError(f'mmfocal cannot be used here {reasons}: {problems[0]}')
+    if problems:
         raise ImportError(f'mmfocal cannot be used here: {problems[0]}')
 
 
@@ -203,6 +219,21 @@ def register_config_packages() -> None:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
+def register_all_modules(init_default_scope: bool = True) -> None:
+    """Registers what mmfocal and the installed families have, for ``mmengine.hub.get_model``.
+
+    Args:
+        init_default_scope: as in the families' functions of this name, and without effect:
+            ``mmfocal`` is no scope, its configs name that of their family.
+    """
+    for family in FAMILIES:
+        if import_problem(f'{family}.models') is None:
+            importlib.import_module(f'{family}.utils').register_all_modules(False)
+    for name in ('mmfocal.engine', 'mmfocal.detection'):
+        with suppress(ImportError):  # the second needs mmdet
+            importlib.import_module(name)
+
+
 def pip(*arguments: str) -> str:
     """Command line of this interpreter's pip."""
     return shlex.join([sys.executable, '-m', 'pip', *arguments])
@@ -212,7 +243,7 @@ def install(requirement: Requirement) -> str:
     """Command that installs the tested version of a package and what it needs."""
     # mmcv is compiled against the PyTorch that is here.
     options = ['--no-build-isolation'] if requirement.distribution.endswith('mmcv') else []
-    return pip('install', *options, requirement.pin)
+    return _pip_install(options, requirement)
 
 
 def reinstall(*requirements: Requirement) -> str:
@@ -221,7 +252,17 @@ def reinstall(*requirements: Requirement) -> str:
     if any(each.distribution.endswith('mmcv') for each in requirements):
         # In pip's cache a build for another PyTorch has the same name.
         options += ['--no-build-isolation', '--no-cache-dir']
-    return pip('install', *options, *(each.pin for each in requirements))
+    return _pip_install(options, *requirements)
+
+
+def _pip_install(options: list[str], *requirements: Requirement) -> str:
+    command = pip('install', *options, *(each.pin for each in requirements))
+    mmcv = STACKS['official']['mmcv']
+    if mmcv not in requirements or sys.version_info < (3, 13):
+        return command
+    # Its setup.py fails from Python 3.13 on. A script of the checkout repairs and compiles it.
+    wheel = shlex.join(['requirements/mmcv_wheel.sh', sys.executable, mmcv.pin, 'wheels'])
+    return f'{wheel} && {command} --find-links wheels'
 
 
 def _version_problems(requirement: Requirement, required: bool) -> list[Problem]:
@@ -252,6 +293,15 @@ def _mixed_stacks(stack: str) -> list[Problem]:
         'side: they share import names, so each overwrites files of the other.'
     )
     return [Problem(text, f'{removal} && {reinstall(*(STACKS[stack][n] for n in strangers))}')]
+
+
+@contextmanager
+def without_warnings_of_others() -> Iterator[None]:
+    """Leaves out warnings of packages about what they themselves import, at each config anew."""
+    with warnings.catch_warnings():
+        for message in ('pkg_resources is deprecated', r'`?torch\.jit'):
+            warnings.filterwarnings('ignore', message)
+        yield
 
 
 def _first_line(error: Exception) -> str:

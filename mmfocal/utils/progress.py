@@ -1,4 +1,4 @@
-"""Progress bars: tqdm, where somebody looks at a terminal."""
+"""Progress bars: tqdm, where somebody looks at a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -11,12 +11,26 @@ from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
+from tqdm.notebook import IProgress, tqdm_notebook
 
 
 class ProgressBar(tqdm):
     """tqdm without its thread, which may hold a lock when a data loader forks the process."""
 
     monitor_interval = 0
+
+
+class NotebookBar(tqdm_notebook):
+    """The same in a notebook, for those who have ipywidgets."""
+
+    monitor_interval = 0
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get('IPython')
+    shell = ipython and ipython.get_ipython()
+    return shell is not None and 'IPKernelApp' in shell.config
 
 
 def is_live_terminal() -> bool:
@@ -35,14 +49,15 @@ def progress_bar(desc: str, total: int | None, unit: str = 'it', **options: Any)
         **options: more of tqdm's.
 
     Returns:
-        The bar, which is disabled where :func:`is_live_terminal` is false.
+        The bar, which is disabled where there is neither a live terminal nor a notebook.
     """
-    return ProgressBar(
+    kind = NotebookBar if in_notebook() and IProgress is not None else ProgressBar
+    return kind(
         desc=desc,
         total=total,
         unit=unit,
         file=sys.stderr,
-        disable=not is_live_terminal(),
+        disable=not (is_live_terminal() or in_notebook()),
         leave=False,
         dynamic_ncols=True,
         mininterval=0.2,

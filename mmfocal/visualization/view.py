@@ -13,6 +13,7 @@ from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from torch import Tensor, nn
 
 from mmfocal.datasets.checks import why_unreadable
+from mmfocal.engine.checkpoints import checkpoint_of
 from mmfocal.engine.settings import import_packages
 from mmfocal.models import FocalTransformer
 from mmfocal.utils.config import type_name
@@ -85,8 +86,9 @@ def load_model(cfg: Config, checkpoint: str | None) -> nn.Module:
 
     Args:
         cfg: the config.
-        checkpoint: anything that :func:`mmfocal.weights.load_pretrained` takes; None for
-            weights as they are before training, without those that the config begins with.
+        checkpoint: path, URL, or work folder of a run; anything that
+            :func:`mmfocal.weights.load_pretrained` takes. None for weights as they are before
+            training, without those that the config begins with.
 
     Returns:
         The model, whose heads are not loaded.
@@ -104,7 +106,7 @@ def load_model(cfg: Config, checkpoint: str | None) -> nn.Module:
         model = MODELS.build(settings)
     backbone = find_backbone(model)
     if checkpoint is not None:
-        report = load_pretrained(backbone, checkpoint, log=False)
+        report = load_pretrained(backbone, checkpoint_of(checkpoint), log=False)
         if report.resized or report.new:
             print_log(f'The weights are not all those of the file: {report}', 'current')
     return model.eval()

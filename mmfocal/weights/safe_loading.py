@@ -15,12 +15,14 @@ both run the texts of configs that a file holds, on resume and in inferencers.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
@@ -35,11 +37,19 @@ from mmfocal.utils.files import written_atomically
 
 from .archives import check_archive, check_old_file, is_archive
 from .contents import CheckpointError, refuse_unusable
+from .embedded_config import config_of, embedded_text
 from .pickles import Refused
+from .saving import PUBLISHED
 from .stand_ins import SAFE_GLOBALS, restored
 
+SUFFIXES = ('.pth', '.pt', '.safetensors')
 # PyTorch's pattern, which also takes fewer digits, as in focal-224.pth.
 _HASH = re.compile(r'-([0-9a-f]{8,})\.')
+
+
+def names_weights(source: str | os.PathLike) -> bool:
+    """Whether a path or URL ends as those of files of weights do."""
+    return os.fspath(source).split('?')[0].endswith(SUFFIXES)
 
 
 def load_checkpoint_file(
@@ -55,7 +65,8 @@ def load_checkpoint_file(
         sha256: of the file, in hexadecimal, or the beginning of it; not compared if None.
 
     Returns:
-        What was saved; only tensors for a ``.safetensors`` file.
+        What was saved; only tensors for a ``.safetensors`` file, unless it is one that was
+        published, which gives what the ``.pth`` beside it gives.
 
     Raises:
         CheckpointError: the file is missing, damaged, another than ``sha256`` says, or refers to
@@ -89,8 +100,10 @@ def install_safe_loading() -> None:
 def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
     """Loader for mmengine, which prints the part of the name after ``load_from_``.
 
-    Leaves out the texts of configs that a file may hold: mmengine runs one on resume, and its
-    inferencers another if they are given a checkpoint and no config.
+    mmengine runs texts of configs that a file may hold, one on resume, and its inferencers another
+    if they are given a checkpoint and no config. Both are left out, and where
+    :func:`~mmfocal.weights.embedded_config.config_of` takes the second, what that has read is
+    written in its place.
 
     Raises:
         CheckpointError: as for :func:`load_checkpoint_file`, or tensors of a model are no weights
@@ -98,6 +111,7 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
     """
     checkpoint = load_checkpoint_file(filename, map_location)
     _check_weights(checkpoint, filename)
+    text = embedded_text(checkpoint)
     for path in (('meta',), ('message_hub', 'runtime_info')):
         holder = checkpoint
         for key in path:
@@ -105,6 +119,10 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
         if isinstance(holder, dict):
             holder.pop('cfg', None)
             holder.pop('config', None)
+            with suppress(CheckpointError):
+                if text and 'message_hub' in path:
+                    settings = config_of(text, filename)
+                    holder['cfg'] = '\n'.join(f'{k} = {v!r}' for k, v in settings.items())
     return checkpoint
 
 
@@ -261,8 +279,8 @@ def _load_safetensors(path: str, source: str, map_location: Any) -> dict:
         ) from None
     try:
         # As bytes: tensors of a mapped file would change with it.
-        with open(path, 'rb') as file:
-            tensors = safetensors.torch.load(file.read())
+        content = Path(path).read_bytes()
+        tensors = safetensors.torch.load(content)
     except KeyError as error:
         raise CheckpointError(
             f'{source} holds tensors of type {error}, which this version of safetensors does not '
@@ -272,7 +290,18 @@ def _load_safetensors(path: str, source: str, map_location: Any) -> dict:
         raise CheckpointError(f'{source} is no valid safetensors file: {error}') from error
     if map_location is not None:
         tensors = {name: tensor.to(map_location) for name, tensor in tensors.items()}
-    return tensors
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], 'little')])
+    texts = header.get('__metadata__', {})
+    if PUBLISHED not in texts:
+        return tensors
+    try:
+        meta = dict(json.loads(texts[PUBLISHED]))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f'{source}: its metadata {PUBLISHED!r} is no JSON object.'
+        ) from error
+    info = {'cfg': texts['config']} if 'config' in texts else {}
+    return dict(meta=meta, state_dict=tensors, message_hub=dict(runtime_info=info))
 
 
 def _refusal(error: pickle.UnpicklingError) -> str | None:

@@ -2,6 +2,7 @@
 custom_imports = dict(imports=['mmfocal', 'mmfocal.weights.classifier'])
 
 model = dict(
+    _scope_='mmpretrain',
     type='ImageClassifier',
     backbone=dict(
         type='mmfocal.FocalTransformer',

@@ -31,13 +31,9 @@ class CurvesHook(Hook):
         if not is_main_process():
             return
         try:
-            import matplotlib.pyplot as plt
-
             from ..curves import draw_curves
 
-            plt.switch_backend('agg')  # no window, on machines without a screen too
             figure = draw_curves(runner.work_dir)
             figure.savefig(Path(runner.work_dir) / 'curves.png', dpi=150)
-            plt.close(figure)
         except Exception as error:
             runner.logger.warning(f'curves.png was not drawn: {type(error).__name__}: {error}')

@@ -6,7 +6,7 @@ import os
 import resource
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,25 +14,32 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmfocal.utils.progress import ProgressBar, is_live_terminal, log_above_bars, progress_bar
+from mmfocal.utils.progress import (
+    ProgressBar,
+    in_notebook,
+    is_live_terminal,
+    log_above_bars,
+    progress_bar,
+)
 
 
 @contextmanager
 def live_progress(runner: Runner) -> Iterator[None]:
-    """Shows the bar while the runner works: in the first process, if it has a terminal.
+    """Shows the bar while the runner works: in the first process, in a terminal or a notebook.
 
     The lines of the logger go above it.
 
     Args:
         runner: that will train or test.
     """
-    if not is_main_process() or not is_live_terminal() or _log_is_piped():
+    is_shown = in_notebook() or (is_live_terminal() and not _log_is_piped())
+    if not is_main_process() or not is_shown:
         yield
         return
     hook = _ProgressHook()
     runner.register_hook(hook)
     try:
-        with log_above_bars(runner.logger):
+        with nullcontext() if in_notebook() else log_above_bars(runner.logger):
             yield
     finally:
         hook.close()

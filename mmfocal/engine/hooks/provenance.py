@@ -43,12 +43,7 @@ def provenance(config: str | None = None) -> dict[str, Any]:
     states = [state for folder in folders if (state := git_state(folder))]
     return dict(
         command=shlex.join([sys.executable, *sys.argv]),
-        versions=dict(
-            mmfocal=__version__,
-            python=platform.python_version(),
-            torch=str(torch.__version__),  # a string of a class that no checkpoint may hold
-            **{name: number for name in PACKAGES if (number := installed(name))},
-        ),
+        versions=package_versions(),
         machine=dict(
             system=platform.platform(),
             cuda=torch.version.cuda or 'none',
@@ -57,6 +52,16 @@ def provenance(config: str | None = None) -> dict[str, Any]:
             threads=torch.get_num_threads(),
         ),
         code=[state for i, state in enumerate(states) if state not in states[:i]],
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what a run rests on, by package."""
+    return dict(
+        mmfocal=__version__,
+        python=platform.python_version(),
+        torch=str(torch.__version__),  # a string of a class that no checkpoint may hold
+        **{name: number for name in PACKAGES if (number := installed(name))},
     )
 
 

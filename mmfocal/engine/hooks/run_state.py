@@ -57,8 +57,11 @@ class RunStateHook(Hook):
         self._num_saved = 0
         self._data_order: dict[str, Any] = {}
 
-    def before_run(self, runner: Runner) -> None:
-        """Listens for signals, which Python only lets the main thread do."""
+    def listen(self) -> None:
+        """Listens for signals, which Python only lets the main thread do.
+
+        Not before training: a test of the same config has nothing to save, and ends at once.
+        """
         if threading.current_thread() is threading.main_thread():
             self.handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
 
@@ -158,7 +161,8 @@ class RunStateHook(Hook):
             self._superseded = source
 
     def before_train(self, runner: Runner) -> None:
-        """Prepares the log, the workers of validation, and the search for the best checkpoint."""
+        """Listens, and prepares log, workers of validation, and search for the best checkpoint."""
+        self.listen()
         # What is said here is saved; texts of configs are not taken from files (safe_loading.py).
         runner.message_hub.update_info('cfg', runner.cfg.pretty_text)
         if runner.val_loop is not None and isinstance(runner.val_loop.dataloader, DataLoader):

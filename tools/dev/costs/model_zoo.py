@@ -6,6 +6,7 @@ counted from the configs, so that the page cannot say what they do not.
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from mmfocal.geometry import FocalGeometry, FocalKeys
 from mmfocal.models.focal_self_attention import FocalSelfAttention
 from tools.dev.costs.complexity import (
     build_without_weights,
+    count_flops,
     count_parameters,
     detector_flops,
     segmenter_flops,
@@ -31,14 +33,15 @@ __all__ = ['Cost', 'load_published', 'measure', 'metafile', 'page', 'unpublished
 
 PUBLISHED = REPOSITORY / 'configs' / 'published.yaml'
 # What published tables count by family, in pixels, height and width.
-IMAGES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}
+IMAGES = {'mmdet': (800, 1280), 'mmseg': (512, 2048), 'mmpretrain': (224, 224)}
 FIELDS = {
-    *('method', 'backbone', 'epochs', 'box_ap', 'mask_ap', 'multi_scale', 'miou'),
+    *('method', 'backbone', 'epochs', 'box_ap', 'mask_ap', 'multi_scale', 'miou', 'top'),
     *('parameters', 'gflops', 'image', 'unsure', 'tolerance'),
 }
 TITLES = {
     'mmdet': ('config', 'backbone', 'epochs', 'box AP', 'mask AP', 'parameters', 'GFLOPs'),
     'mmseg': ('config', 'backbone', 'image', 'mIoU', 'multi-scale', 'parameters', 'GFLOPs'),
+    'mmpretrain': ('config', 'backbone', 'top-1', 'top-5', 'parameters', 'GFLOPs'),
 }
 
 
@@ -99,16 +102,44 @@ def measure(name: str, image: Sequence[int] | None = None) -> Cost:
             :func:`~mmfocal.engine.config.load_config` finds.
         image: height and width in pixels, by default what published tables count.
     """
-    file = REPOSITORY / 'configs' / name
-    config = load_config(file if file.is_file() else name)
+    config = _load(name)
     family = config.default_scope
-    if family == 'mmdet':
-        import mmfocal.detection  # noqa: F401  registers what configs name
-    model = build_without_weights(config.model, family)
-    count = {'mmdet': detector_flops, 'mmseg': segmenter_flops}[family]
+    model = _build(config)
+    count = {
+        'mmdet': detector_flops,
+        'mmseg': segmenter_flops,
+        'mmpretrain': _classifier_flops,
+    }[family]
     with _SeenKeys(model) as seen:
         flops = count(model, *(image or IMAGES[family]))
     return Cost(count_parameters(model), flops, seen.listed_twice)
+
+
+@functools.cache
+def _load(name: str) -> Config:
+    file = REPOSITORY / 'configs' / name
+    return load_config(file if file.is_file() else name)
+
+
+def _build(config: Config) -> nn.Module:
+    """The model of a config without memory for its weights."""
+    family = config.default_scope
+    if family == 'mmdet':
+        import mmfocal.detection  # noqa: F401  registers what configs name
+    if family != 'mmpretrain':
+        return build_without_weights(config.model, family)
+    # Importing mmpretrain's heads takes torchvision, and ours are one linear layer.
+    head = config.model.head
+    with torch.device('meta'):
+        fc = nn.Linear(head.in_channels, head.num_classes)
+    return nn.ModuleDict(dict(backbone=build_without_weights(config.model.backbone), head=fc))
+
+
+def _classifier_flops(model: nn.ModuleDict, height: int, width: int) -> dict[str, int]:
+    image = torch.empty(1, 3, height, width, device='meta')
+    flops, (*_, features) = count_flops(model['backbone'], image)
+    head, _ = count_flops(model['head'], features.mean((2, 3)))
+    return dict(backbone=flops, head=head)
 
 
 class _SeenKeys:
@@ -154,27 +185,45 @@ def page(published: Mapping[str, Mapping[str, Any]]) -> str:
     return '\n'.join(sections) + '\n'
 
 
-METAFILE_HEAD = """# What OpenMMLab's package manager mim knows of the models. Made by
-# tools/dev/model_zoo.py from published.yaml, and as there all results are the authors', not of
-# this repository, which offers no weights.
+METAFILE_HEAD = """# What `mmfocal list` and OpenMMLab's package manager mim know of the models. By
+# tools/dev/model_zoo.py from the configs, which tell the parameters, and published.yaml: as there
+# all results are the authors', not of this repository, which offers no weights.
 """
 
 
-def metafile(published: Mapping[str, Mapping[str, Any]]) -> str:
-    """The text of ``configs/metafile.yml``, in the form that OpenMMLab's packages have."""
+def metafile(
+    published: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, int] | None = None
+) -> str:
+    """The text of ``configs/metafile.yml``, in the form that OpenMMLab's packages have.
+
+    Args:
+        published: as :func:`load_published` gives it.
+        parameters: by config, as far as they were counted before.
+    """
     paper = dict(
         Title='Focal Self-attention for Local-Global Interactions in Vision Transformers',
         URL='https://arxiv.org/abs/2107.00641',
     )
+    methods = {_head(name): entry['method'] for name, entry in published.items()}
     models = []
-    for name, entry in published.items():
+    for name in [*published, *unpublished(published)]:
+        config = _load(name)
+        count = (parameters or {}).get(name) or count_parameters(_build(config))
+        entry = published.get(name)
+        metadata = {
+            'Method': methods[_head(name)],
+            'Backbone': entry['backbone'] if entry else _backbone(name, config),
+            'Tasks': _tasks(config),
+            'Training Data': _training_data(name),
+            'Parameters': count,
+        }
         models.append(
             {
                 'Name': Path(name).stem,
                 'In Collection': 'Focal Transformer',
                 'Config': f'configs/{name}',
-                'Metadata': dict(Method=entry['method'], Backbone=entry['backbone']),
-                'Results': _results(entry),
+                'Metadata': metadata,
+                **(dict(Results=_results(entry)) if entry else {}),
             }
         )
     collection = dict(Name='Focal Transformer', Paper=paper)
@@ -182,7 +231,44 @@ def metafile(published: Mapping[str, Mapping[str, Any]]) -> str:
     return METAFILE_HEAD + text
 
 
+def _head(name: str) -> str:
+    """What configs of one method have in common in their names."""
+    if name.startswith('mmpretrain/'):
+        return 'classifier'
+    return Path(name).stem.split('_')[1].removesuffix('-fpn')
+
+
+def _backbone(name: str, config: Config) -> str:
+    """As published.yaml names backbones; those of the embedded data set by their width."""
+    arch = config.model.backbone.arch
+    if not isinstance(arch, str):
+        return f'Focal, {arch["embed_dims"]} channels'
+    fast = '-fast' if name.partition('/')[2].startswith('focal-fast') else ''
+    return f'Focal{fast}-{arch[0].upper()}'
+
+
+def _tasks(config: Config) -> list[str]:
+    """What a model of the config predicts, in the words of model-index."""
+    if config.default_scope == 'mmseg':
+        return ['Semantic Segmentation']
+    if config.default_scope == 'mmpretrain':
+        return ['Image Classification']
+    masks = 'mask_head' in config.model.get('roi_head', {})
+    return ['Object Detection', *(['Instance Segmentation'] if masks else [])]
+
+
+def _training_data(name: str) -> str:
+    if 'shapes' in name:
+        return 'drawn shapes'
+    if 'cityscapes' in name:
+        return 'Cityscapes'
+    return dict(mmdet='COCO', mmseg='ADE20K', mmpretrain='ImageNet-1K')[Path(name).parts[0]]
+
+
 def _results(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if 'top' in entry:
+        metrics = dict(zip(('Top 1 Accuracy', 'Top 5 Accuracy'), entry['top'], strict=True))
+        return [dict(Task='Image Classification', Dataset='ImageNet-1K', Metrics=metrics)]
     if 'miou' in entry:
         metrics = dict(zip(('mIoU', 'mIoU (ms+flip)'), entry['miou'], strict=True))
         return [dict(Task='Semantic Segmentation', Dataset='ADE20K', Metrics=metrics)]
@@ -199,13 +285,14 @@ HEAD = """# Models
 Made by `python -m tools.dev.model_zoo` from the configs and from
 [published.yaml](../configs/published.yaml); a test compares the two with this page.
 
-**AP and mIoU are the authors' figures**, on COCO val2017 (AP, AP50, AP75) and the validation split
-of ADE20K, in percent, not measurements of ours: training these models takes days on eight GPUs and
-has not been repeated here. Parameters and GFLOPs stand as "published / counted (difference)".
-Counted are the models of this repository, for one image of 800 x 1280 pixels or of the size that
-is given; a multiplication with its addition is one FLOP, and regions are the 1000 that the
-proposal stage may hand on, with 100 masks, as in other published tables. Figures with a question
-mark are remembered from the paper and could not be looked up.
+**AP, mIoU and accuracies are the authors' figures**, on COCO val2017 (AP, AP50, AP75) and the
+validation splits of ADE20K and ImageNet-1K, in percent, not measurements of ours: training these
+models takes days on eight GPUs and has not been repeated here. Parameters and GFLOPs stand as
+"published / counted (difference)". Counted are the models of this repository, for one image of 800
+x 1280 pixels, of the size that is given, or of 224 x 224 for classifiers; a multiplication with
+its addition is one FLOP, and regions are the 1000 that the proposal stage may hand on, with 100
+masks, as in other published tables. Figures with a question mark are remembered from the paper and
+could not be looked up.
 
 Batches are of 16 images, 8 GPUs x 2, but for HTC++, 16 GPUs x 1; `--auto-scale-lr` adapts the
 learning rate to others. A result "multi-scale" is that of `tools/test.py --tta`.
@@ -228,6 +315,8 @@ def _row(name: str, entry: Mapping[str, Any], cost: Cost) -> list[str]:
         return f'{text}, multi-scale {multi[0]}' if multi else text
 
     def compare(kind: str, counted: float) -> str:
+        if kind not in entry:
+            return f'- / {counted:.1f}'
         value = entry[kind]
         mark = '?' * (kind in unsure)
         return f'{value}{mark} / {counted:.1f} ({100 * (counted / value - 1):+.1f} %)'
@@ -235,6 +324,8 @@ def _row(name: str, entry: Mapping[str, Any], cost: Cost) -> list[str]:
     if 'miou' in entry:
         one_scale, multi_scale = map(str, entry['miou'])
         results = [' x '.join(map(str, entry['image'])), one_scale, multi_scale]
+    elif 'top' in entry:
+        results = list(map(str, entry['top']))
     else:
         results = [str(entry['epochs']), ap('box_ap'), ap('mask_ap')]
     return [
