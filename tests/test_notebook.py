@@ -4,10 +4,7 @@ import importlib.util
 import json
 import os
 import re
-import sys
 from pathlib import Path
-
-import pytest
 
 from mmfocal.datasets import prepare_shapes
 
@@ -28,7 +25,6 @@ def shown(cells, kind):
     return [''.join(text) for text in texts if text]
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason='requirements/dev.txt has it for 3.11')
 def test_the_notebook_runs(tmp_path, monkeypatch):
     assert importlib.util.find_spec('nbclient'), 'Run: make env'
     from tools.dev.notebook import executed
