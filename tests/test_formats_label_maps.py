@@ -220,7 +220,7 @@ def loaded(data):
             seg_map_suffix=part.seg_map_suffix,
             reduce_zero_label=data.reduce_zero_label,
             metainfo=dict(classes=data.classes, palette=data.palette),
-            pipeline=[dict(type='mmseg.LoadImageFromFile'), load],
+            pipeline=[dict(type='LoadImageFromFile'), load],
         )
         assert len(dataset) == part.num_images
         for sample in dataset:

@@ -255,7 +255,7 @@ def test_other_storage_is_told_and_followed_by_what_the_run_noted():
 
 
 def test_checkpoint_of_a_work_folder():
-    with pytest.raises(UserError, match='no checkpoint run'):
+    with pytest.raises(UserError, match='no checkpoint in run'):
         checkpoint_of('run')
     write('elsewhere/run/step_9.pth', 'elsewhere/run/step_10.pth')
     Path('run/last_checkpoint').write_text('elsewhere/run/step_9.pth')
