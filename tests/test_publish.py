@@ -440,8 +440,8 @@ def test_paths_and_addresses_of_others_lead_nowhere():
         ),
         train_dataloader=dict(
             dataset=dict(
-                data_root='/home/me/photos/',
-                ann_file='/home/me/photos/a/b.json',
+                data_root='/elsewhere/me/photos/',
+                ann_file='/elsewhere/me/photos/a/b.json',
                 data_prefix=dict(img='images/'),
                 metainfo=dict(classes=['/m/01', 'a (b)']),
             )
@@ -451,8 +451,8 @@ def test_paths_and_addresses_of_others_lead_nowhere():
         visualizer=dict(vis_backends=[dict(type='WandbVisBackend')], save_dir='/x'),
         load_from='x.pth',
         resume=True,
-        work_dir='/home/me/runs',
-        my_variable='/home/me',
+        work_dir='/elsewhere/me/runs',
+        my_variable='/elsewhere/me',
     )
     got = portable(config)
     assert got == dict(
@@ -555,6 +555,26 @@ def test_metadata_that_is_no_json(published, tmp_path):
     (tmp_path / 'x.safetensors').write_bytes(content)
     with pytest.raises(CheckpointError, match='no JSON object'):
         load_checkpoint_file(tmp_path / 'x.safetensors')
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_publishing_again_changes_nothing(published, suffix, tmp_path):
+    (file,) = (each for each in published if each.suffix == suffix)
+    again = publish(file, out=tmp_path / 'published')
+    assert again.averaged and again.metrics['mIoU'] >= 0
+    # The package safetensors writes its metadata in an order that is another each time.
+    assert [each.name for each in again.files[:2]] == [each.name for each in published[:2]]
+    one, other = (load_checkpoint_file(files[2]) for files in (again.files, published))
+    assert one['meta'] == other['meta'] and one['message_hub'] == other['message_hub']
+
+
+def test_saved_models_keep_what_a_published_file_says(published, tmp_path):
+    Inferencer(published[0], device='cpu').save_pretrained(tmp_path / 'saved')
+    one, other = (
+        load_checkpoint_file(path)['meta']['mmfocal']
+        for path in (tmp_path / 'saved/model.safetensors', published[0])
+    )
+    assert one == other and one['metrics']
 
 
 # --- Folders of hubs ------------------------------------------------------------------------

@@ -219,6 +219,7 @@ def _content(
         path: of the checkpoint.
     """
     settings, notes = _settings(cfg, classes[0])
+    before = _dict(_meta(loaded), PUBLISHED)  # of a file that was published
     meta = {key: loaded['meta'][key] for key in ('epoch', 'iter', 'seed') if key in _meta(loaded)}
     meta |= {
         'mmengine_version': mmengine.__version__,
@@ -226,8 +227,10 @@ def _content(
         PUBLISHED: dict(
             averaged=averaged,
             metrics=metrics,
-            checkpoint=os.path.basename(path),
-            versions=_dict(loaded, PROVENANCE).get('versions') or package_versions(),
+            checkpoint=before.get('checkpoint') or os.path.basename(path),
+            versions=before.get('versions')
+            or _dict(loaded, PROVENANCE).get('versions')
+            or package_versions(),
         ),
     }
     meta = plain(meta, 'meta', [])
