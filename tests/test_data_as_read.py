@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -292,7 +293,9 @@ def test_pieces_of_any_length_refuse_the_same(end, piece, tmp_path, monkeypatch)
     except json.JSONDecodeError as error:
         with pytest.raises(ValueError, match='is cut off or damaged') as found:
             read_coco(tmp_path / 'a.json')
-        assert f'line {error.lineno}, character {error.pos}' in str(found.value)
+        # From 3.13 on Python points at a comma too many, and not at what comes behind it.
+        position = error.pos + (end == ',}' and sys.version_info >= (3, 13))
+        assert f'line {error.lineno}, character {position}' in str(found.value)
     else:
         read_coco(tmp_path / 'a.json')
 

@@ -56,7 +56,7 @@ def test_what_is_no_file_is_named_without_being_opened(kind, tmp_path, monkeypat
     assert why_no_file('y') is None
     Path('z').symlink_to('y')
     assert why_no_file('z') is None
-    assert 'null byte' in why_no_file('\0')
+    assert 'null' in why_no_file('\0')  # a byte or a character: Pythons differ
     assert 'too long' in why_no_file('x' * 300)
 
 

@@ -27,6 +27,7 @@ from yapf.yapflib import yapf_api
 
 from mmfocal.engine import TrainOptions, train
 from mmfocal.engine.hooks.curves import CurvesHook
+from mmfocal.engine.process import left_as_found
 from mmfocal.engine.randomness import seed_generators
 from mmfocal.utils.errors import UserError
 
@@ -202,7 +203,8 @@ def _run(run: Callable[[Config], None], cfg: Config, batches: Path, result: Path
     recorder = dict(type='RecorderHook', batches=str(batches))
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), recorder]
     try:
-        run(cfg)
+        with left_as_found():  # what imported the packages may have used them, too
+            run(cfg)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         kind = 'UserError' if isinstance(error, UserError) else type(error).__name__
