@@ -396,6 +396,7 @@ import multiprocessing, os, signal, time
 from torch.utils.data import DataLoader
 from mmfocal.engine.data_loader import ResumableDataLoader, prepare_workers
 
+multiprocessing.set_start_method('{method}')
 # More than a pipe holds: workers wait until somebody takes it.
 loader = DataLoader([bytes(1 << 20)] * 64, num_workers=2, collate_fn=list)
 if {ours}:
@@ -411,8 +412,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize('ours', [True, False])
-def test_workers_of_a_killed_process_end(ours):
-    program = WITH_WORKERS.format(ours=ours)
+@pytest.mark.parametrize('method', ['fork', 'forkserver'])
+def test_workers_of_a_killed_process_end(method, ours):
+    program = WITH_WORKERS.format(method=method, ours=ours)
     command = [sys.executable, '-c', program]
     # Not a pipe, which would wait for the workers to close it.
     with tempfile.TemporaryFile('w+') as output:

@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import fields
 from itertools import pairwise
@@ -235,6 +236,30 @@ def test_instances_of_before_are_neither_used_nor_lost(monkeypatch):
     for kind in (DefaultScope, MMLogger):
         assert issubclass(kind, ManagerMixin)
         del kind._instance_dict['of a notebook']
+
+
+# Threads of OpenCV's that a forked process does not have.
+FORKED = """
+import os, cv2, numpy
+from mmfocal.engine.process import left_as_found
+
+cv2.setNumThreads(4)
+cv2.GaussianBlur(numpy.zeros((2000, 2000, 3), numpy.uint8), (31, 31), 3)
+cv2.setNumThreads(0)
+if os.fork() == 0:
+    with left_as_found():
+        cv2.setNumThreads(0)
+    print('went on', flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_a_forked_process_gets_its_threads_back_without_waiting():
+    result = subprocess.run(
+        [sys.executable, '-c', FORKED], capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == 'went on\n', result.stderr
 
 
 def test_every_option_of_the_tool_is_an_argument():

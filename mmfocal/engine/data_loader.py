@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import signal
 import threading
@@ -165,11 +166,14 @@ def _begin_worker(worker_init_fn: Callable[[int], None] | None, main: int, worke
 
 
 def _end_with(parent: int, main: int) -> None:
-    """Ends this process when the main one asks for it by SIGTERM, or its parent is gone.
+    """Ends this process when the main one asks for it by SIGTERM, or is gone.
 
-    They are the same, unless a server forks the workers (multiprocessing's ``forkserver``).
+    The main one is the parent, unless a server forks the workers (multiprocessing's
+    ``forkserver``, the default from Python 3.14 on). That lives as long as a worker does, and
+    multiprocessing tells them when the main one is gone.
     """
-    while os.getppid() == parent:
+    main_process = multiprocessing.parent_process()
+    while os.getppid() == parent and main_process.is_alive():
         received = signal.sigtimedwait([signal.SIGTERM], 1)  # seconds
         if received is not None and received.si_pid in (parent, main):
             break

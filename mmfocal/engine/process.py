@@ -82,7 +82,10 @@ def _modes() -> Any:
     def restore() -> None:
         cudnn.benchmark, cudnn.deterministic = benchmark, deterministic
         torch.use_deterministic_algorithms(only, warn_only=warn)
-        cv2.setNumThreads(threads)
+        if cv2.getNumThreads() != threads:
+            # Not without need: from 0 to 1, which it counts as the same, it waits for threads
+            # that a forked process does not have.
+            cv2.setNumThreads(threads)
 
     return restore
 
