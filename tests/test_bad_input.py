@@ -50,6 +50,7 @@ from mmfocal.datasets.checks import (
     read_image,
 )
 from mmfocal.engine import load_checkpoint_file
+from mmfocal.engine.data_loader import prepare_workers
 from mmfocal.engine.hooks.non_finite import NonFiniteError, NonFiniteHook
 from mmfocal.utils.errors import UserError
 
@@ -1036,6 +1037,16 @@ def test_bad_samples_are_named(named_errors, case):
     assert re.search(case.expected, sample_error(case))
 
 
+def test_images_that_opencv_does_not_read_are_named_so(named_errors):
+    named_errors()
+    image = Image.new('RGB', (64, 48))
+    case = Case('TGA', file(lambda: image.save('data/images/1.jpg', 'TGA')), '')
+    assert re.search(
+        r'1\.jpg: cannot be used: .* OpenCV [\d.]+ does not read files of its kind',
+        sample_error(case),
+    )
+
+
 @pytest.mark.parametrize('name', ['..\\1.jpg', 'a\\..\\..\\1.jpg', '\\1.jpg', 'C:\\1.jpg'])
 def test_backslashes_lead_out_of_the_data_root_as_slashes_do(named_errors, name):
     with in_empty_folder():
@@ -1079,11 +1090,18 @@ def test_bad_label_maps_are_named(named_errors):
             build(seg_config())[0]
 
 
-def test_bad_samples_of_worker_processes_are_named_without_a_trace(named_errors):
+@pytest.mark.parametrize('method', ['fork', 'forkserver'])
+def test_bad_samples_of_worker_processes_are_named_without_a_trace(method, named_errors):
     named_errors()
     with in_empty_folder():
         write_coco(emptied)
-        loader = DataLoader(build(coco_config()), num_workers=1, collate_fn=pseudo_collate)
+        loader = DataLoader(
+            build(coco_config()),
+            num_workers=1,
+            collate_fn=pseudo_collate,
+            multiprocessing_context=method,
+        )
+        prepare_workers(loader)
         with pytest.raises(SampleError) as error:
             list(loader)
     assert str(error.value).startswith(('data/images/1.jpg: is empty', os.sep))

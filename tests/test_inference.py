@@ -234,6 +234,9 @@ def test_unusual_images_are_read_as_they_look(tmp_path, detector):
     Image.fromarray(upright).quantize(4).save(tmp_path / 'palette.gif')
     Image.fromarray(upright).convert('RGBA').save(tmp_path / 'alpha.png')
     for name in ('exif.jpg', 'cmyk.jpg', 'palette.gif', 'alpha.png'):
+        if name == 'palette.gif' and not cv2.haveImageReader(str(tmp_path / name)):
+            assert "uses 'cv2'" in read_one(tmp_path / name, detector)  # OpenCV before 4.12
+            continue
         image = read_one(tmp_path / name, detector)
         assert image.shape == (20, 40, 3), name
         difference = np.abs(image[5:-5].astype(int) - upright[5:-5])

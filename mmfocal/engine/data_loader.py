@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from mmfocal.datasets.checks import sample_errors_for_workers
+
 from .randomness import derived_seed, iterate_seeded, seeded
 
 
@@ -147,20 +149,31 @@ class ResumableDataLoader(DataLoader):
 
 
 def prepare_workers(loader: DataLoader) -> None:
-    """Lets the workers that a loader will start end only with the process that started them.
+    """Prepares the workers that a loader will start: they end only with the process that did.
 
     Clusters signal all processes of a job, and the main process needs its workers until it has
     saved. Where it is killed itself, PyTorch's workers wait for ever until somebody takes the
     batches that they have made, if those are larger than what a pipe holds.
+
+    Those that are not forked are told how to name bad samples, too.
     """
-    loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn, os.getpid())
+    loader.worker_init_fn = partial(
+        _begin_worker, loader.worker_init_fn, os.getpid(), sample_errors_for_workers()
+    )
 
 
-def _begin_worker(worker_init_fn: Callable[[int], None] | None, main: int, worker_id: int) -> None:
+def _begin_worker(
+    worker_init_fn: Callable[[int], None] | None,
+    main: int,
+    name_samples: Callable[[], None] | None,
+    worker_id: int,
+) -> None:
     if hasattr(signal, 'sigtimedwait'):  # Linux
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_end_with, args=(os.getppid(), main), daemon=True).start()
+    if name_samples is not None:
+        name_samples()
     if worker_init_fn is not None:
         worker_init_fn(worker_id)
 

@@ -21,7 +21,7 @@ from .images import (
     why_unreadable,
 )
 from .report import Counts, Report
-from .samples import SampleError, install_sample_errors
+from .samples import SampleError, install_sample_errors, sample_errors_for_workers
 from .segmentation import SegmentationData, check_segmentation
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     'read_coco',
     'read_image',
     'refuse_large',
+    'sample_errors_for_workers',
     'unfit_pixels',
     'why_unreadable',
 ]

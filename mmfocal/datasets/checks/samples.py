@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from functools import partial, partialmethod
 from typing import Any
 
+import cv2
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
@@ -39,24 +42,36 @@ def install_sample_errors(skip: bool = False) -> None:
         skip: whether training replaces such a sample by a random one, with a line in the log, as
             mmengine does where a pipeline gives None. Never in evaluation.
     """
+    BaseDataset.prepare_data = partialmethod(_prepare_data, skip=skip)
 
-    def prepare_data(self: BaseDataset, idx: int) -> Any:
-        info = self.get_data_info(idx)
-        try:
-            _check_path(self, info)
-            _check_files(info)
-            return self.pipeline(info)
-        except UserError:
-            raise
-        except Exception as error:  # pipelines may raise anything
-            # From the list again: a pipeline writes into what it gets.
-            message = _explain(self, self.get_data_info(idx), error)
-            if not skip or self.test_mode:
-                raise SampleError(message) from error
-            print_log(f'Skipped: {printable(message)}', 'current', logging.WARNING)
-            return None
 
-    BaseDataset.prepare_data = prepare_data
+def sample_errors_for_workers() -> Callable[[], None] | None:
+    """A function that installs in another process what is installed here; None for nothing.
+
+    Only processes that are forked have it from the start.
+    """
+    method = vars(BaseDataset)['prepare_data']
+    if isinstance(method, partialmethod) and method.func is _prepare_data:
+        return partial(install_sample_errors, **method.keywords)
+    return None
+
+
+def _prepare_data(dataset: BaseDataset, idx: int, *, skip: bool) -> Any:
+    """``BaseDataset.prepare_data``."""
+    info = dataset.get_data_info(idx)
+    try:
+        _check_path(dataset, info)
+        _check_files(info)
+        return dataset.pipeline(info)
+    except UserError:
+        raise
+    except Exception as error:  # pipelines may raise anything
+        # From the list again: a pipeline writes into what it gets.
+        message = _explain(dataset, dataset.get_data_info(idx), error)
+        if not skip or dataset.test_mode:
+            raise SampleError(message) from error
+        print_log(f'Skipped: {printable(message)}', 'current', logging.WARNING)
+        return None
 
 
 def _explain(dataset: BaseDataset, info: dict, error: Exception) -> str:
@@ -66,6 +81,10 @@ def _explain(dataset: BaseDataset, info: dict, error: Exception) -> str:
         problem = why_unreadable(path)
         if problem is not None:
             file, reason = path, problem
+            break
+        if not cv2.haveImageReader(path):
+            file = path
+            reason += f' OpenCV {cv2.__version__} does not read files of its kind.'
             break
     return (
         f'{file}: {reason} It is a sample of {type(dataset).__name__}. Repair it or take it out '
