@@ -9,6 +9,7 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 from mmdet.datasets import CocoDataset
@@ -56,6 +57,19 @@ def trains() -> bool:
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = CocoDataset(**settings)
         return [dataset[i] for i in range(len(dataset))] != []
+
+
+def trains_in_a_process_of_its_own() -> bool:
+    """Whether mmdet loads all samples; pycocotools writes beyond its memory for some counts."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            cv2.setNumThreads(0)  # those of the parent are not here
+            status = int(not trains())
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1] == 0
 
 
 def average_precision() -> float:
@@ -165,10 +179,7 @@ LEARNED = {
 def test_what_mmdet_loads_passes_and_what_it_dies_on_is_refused(change):
     with in_empty_folder():
         write_coco(change)
-        try:
-            loaded = trains()
-        except Exception:
-            loaded = False
+        loaded = trains_in_a_process_of_its_own()
         lines = report(coco_config())
     assert ('no errors' in lines[-1]) == loaded, lines
 
