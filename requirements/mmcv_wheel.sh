@@ -23,5 +23,10 @@ setup=$(compgen -G "$source/pip-*/*mmcv_*/setup.py") || {
 sed -i "s/return locals()\['__version__'\]/import runpy; \
 return runpy.run_path(version_file)['__version__']/" "$setup"
 
+# PyTorch's headers are C++20 from 2.14 on, and mmcv asks for C++17.
+if "$python" -W ignore -c 'import sys, torch; sys.exit(torch.__version__ < (2, 14))'; then
+  sed -i 's/-std=c++17/-std=c++20/' "$setup"
+fi
+
 MMCV_WITH_OPS=1 MAX_JOBS="${MAX_JOBS:-$(getconf _NPROCESSORS_ONLN)}" \
   pip wheel -v --no-build-isolation --no-deps -w "$folder" "${setup%/setup.py}"

@@ -309,21 +309,29 @@ def test_python(install, version, fits):
         assert 'Python 3.10.18 is used, 3.11 or newer, below 3.15 is needed.' in problems[0].text
 
 
-@pytest.mark.parametrize('minor, own_script', [(12, False), (13, True)])
-def test_mmcv_that_only_a_repaired_setup_builds(install, minor, own_script):
-    python = (3, minor, 0)
-    install({name: version for name, version in OFFICIAL.items() if name != 'mmcv'}, python=python)
+@pytest.mark.parametrize(
+    'stack, python, torch, own_script',
+    [
+        (OFFICIAL, (3, 12, 0), '2.13.0', False),
+        (OFFICIAL, (3, 13, 0), '2.13.0', True),
+        (OFFICIAL, (3, 12, 0), '2.14.1+cu130', True),
+        (ONEDL, (3, 13, 0), '2.13.0', False),
+        (ONEDL, (3, 12, 0), '2.14.1', True),
+    ],
+)
+def test_mmcv_that_only_a_repaired_setup_builds(install, stack, python, torch, own_script):
+    (mmcv,) = (name for name in stack if name.endswith('mmcv'))
+    install(
+        {name: stack[name] for name in stack if name != mmcv} | {'torch': torch}, python=python
+    )
     (problem,) = compat.find_problems()
     script, _, installation = problem.command.rpartition(' && ')
     assert script.startswith('requirements/mmcv_wheel.sh ') == own_script
-    assert installation.startswith(f'{sys.executable} -m pip install --no-build-isolation mmcv==')
+    pin = f'{mmcv}=={stack[mmcv]}'
+    assert (f' {pin} ' in script) == own_script
+    assert installation.startswith(f'{sys.executable} -m pip install --no-build-isolation {pin}')
     folder = script.rpartition(' ')[2]
     assert installation.endswith(f' --find-links {folder}') == own_script
-    install(
-        {name: version for name, version in ONEDL.items() if name != 'onedl-mmcv'}, python=python
-    )
-    (problem,) = compat.find_problems()
-    assert 'mmcv_wheel.sh' not in problem.command
 
 
 def test_families_are_needed_on_request_only(install):

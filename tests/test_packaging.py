@@ -216,26 +216,48 @@ def get_version():
 }
 
 
-@pytest.mark.parametrize('name', SETUPS)
-def test_source_of_mmcv_is_repaired_where_it_has_to_be(name, tmp_path):
-    source = tmp_path / 'mmcv-2.1.0'
+def mmcv_wheel(setup, folder, torch=(2, 13, 0)):
+    """Lets the script build a source with this ``setup.py`` beside this version of PyTorch."""
+    source = folder / 'mmcv-2.1.0'
     source.mkdir()
     (source / 'version.py').write_text("__version__ = '2.1.0'\n")
     (source / 'PKG-INFO').write_text('Metadata-Version: 2.1\nName: mmcv\nVersion: 2.1.0\n')
     (source / 'setup.py').write_text(
         "import pathlib\nfrom setuptools import setup\nversion_file = 'version.py'\n"
-        f"{SETUPS[name]}\nsetup(name='mmcv', version=get_version(), packages=[])\n"
+        f"{setup}\nsetup(name='mmcv', version=get_version(), packages=[])\n"
     )
-    shutil.make_archive(str(source), 'gztar', tmp_path, source.name)
+    shutil.make_archive(str(source), 'gztar', folder, source.name)
+    (folder / 'torch.py').write_text(f'__version__ = {torch}\n')
     done = subprocess.run(
-        [ROOT / 'requirements/mmcv_wheel.sh', sys.executable, 'mmcv==2.1.0', tmp_path / 'wheels'],
-        env={**os.environ, 'PIP_NO_INDEX': '1', 'PIP_FIND_LINKS': str(tmp_path)},
+        [ROOT / 'requirements/mmcv_wheel.sh', sys.executable, 'mmcv==2.1.0', folder / 'wheels'],
+        env={
+            **os.environ,
+            'PIP_NO_INDEX': '1',
+            'PIP_FIND_LINKS': str(folder),
+            'PYTHONPATH': str(folder),
+        },
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = (tmp_path / 'wheels').iterdir()
-    assert wheel.name.startswith('mmcv-2.1.0-') and wheel.suffix == '.whl'
+    (wheel,) = (folder / 'wheels').iterdir()
+    return wheel.name
+
+
+@pytest.mark.parametrize('name', SETUPS)
+def test_source_of_mmcv_is_repaired_where_it_has_to_be(name, tmp_path):
+    wheel = mmcv_wheel(SETUPS[name], tmp_path)
+    assert wheel.startswith('mmcv-2.1.0-') and wheel.endswith('.whl')
+
+
+@pytest.mark.parametrize('torch, standard', [((2, 13, 0), 17), ((2, 14, 1), 20)])
+def test_mmcv_is_compiled_by_the_standard_of_pytorch(torch, standard, tmp_path):
+    check = f"""
+cxx = '-std=c++17'
+if cxx[-2:] != '{standard}':
+    raise ValueError(cxx)
+"""
+    assert mmcv_wheel(SETUPS['locals'] + check, tmp_path, torch)
 
 
 def test_mmcv_without_a_source_ends_in_a_sentence(tmp_path):

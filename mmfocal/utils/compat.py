@@ -257,12 +257,19 @@ def reinstall(*requirements: Requirement) -> str:
 
 def _pip_install(options: list[str], *requirements: Requirement) -> str:
     command = pip('install', *options, *(each.pin for each in requirements))
-    mmcv = STACKS['official']['mmcv']
-    if mmcv not in requirements or sys.version_info < (3, 13):
-        return command
-    # Its setup.py fails from Python 3.13 on. A script of the checkout repairs and compiles it.
-    wheel = shlex.join(['requirements/mmcv_wheel.sh', sys.executable, mmcv.pin, 'wheels'])
-    return f'{wheel} && {command} --find-links wheels'
+    for each in requirements:
+        if each.distribution.endswith('mmcv') and _has_to_be_repaired(each):
+            # A script of the checkout repairs and compiles it.
+            script = ['requirements/mmcv_wheel.sh', sys.executable, each.pin, 'wheels']
+            return f'{shlex.join(script)} && {command} --find-links wheels'
+    return command
+
+
+def _has_to_be_repaired(mmcv: Requirement) -> bool:
+    """Whether the ``setup.py`` of an mmcv fails here as it is."""
+    reads_no_version = mmcv.distribution == 'mmcv' and sys.version_info >= (3, 13)
+    asks_for_old_cpp = _numbers(installed('torch') or '0') >= (2, 14)
+    return reads_no_version or asks_for_old_cpp
 
 
 def _version_problems(requirement: Requirement, required: bool) -> list[Problem]:

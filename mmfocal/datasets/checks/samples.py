@@ -57,7 +57,7 @@ def sample_errors_for_workers() -> Callable[[], None] | None:
 
 
 def _prepare_data(dataset: BaseDataset, idx: int, *, skip: bool) -> Any:
-    """``BaseDataset.prepare_data``."""
+    """In the place of ``BaseDataset.prepare_data``."""
     info = dataset.get_data_info(idx)
     try:
         _check_path(dataset, info)
