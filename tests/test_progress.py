@@ -156,7 +156,9 @@ def test_epochs_and_tests_are_told_and_time_between_them_is_not(terminal, every_
             runner.iter += 1
         for number in range(3):
             runner.hook.after_test_iter(runner, number)
-        runner.hook.after_train_iter(runner, 6, outputs=dict(loss=torch.tensor(1.5)))
+        runner.hook.after_train_iter(
+            runner, 6, outputs=dict(loss=torch.tensor(1.5, requires_grad=True))
+        )
         raise ZeroDivisionError
     assert runner.logger.handlers == handlers
     lines, shown = terminal.close()
@@ -173,6 +175,9 @@ class Loss:
     """Counts how often it is read, which waits for the GPU."""
 
     reads = 0
+
+    def detach(self):
+        return self
 
     def __float__(self):
         self.reads += 1

@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-from tqdm.notebook import IProgress, tqdm_notebook
+from tqdm import TqdmWarning, tqdm
+
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', TqdmWarning)  # where there are no ipywidgets
+    from tqdm.contrib.logging import logging_redirect_tqdm
+    from tqdm.notebook import IProgress, tqdm_notebook
 
 
 class ProgressBar(tqdm):

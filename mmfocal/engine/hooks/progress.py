@@ -80,7 +80,7 @@ class _ProgressHook(Hook):
         if self._step(desc, runner.iter + 1, runner.max_iters):
             # Only now, since reading the loss waits for the GPU.
             loss = (outputs or {}).get('loss')
-            shown = '' if loss is None else f'loss {float(loss):.4g}, '
+            shown = '' if loss is None else f'loss {float(loss.detach()):.4g}, '
             self.bar.set_postfix_str(f'{shown}{_peak_memory() / 1e9:.1f} GB')
 
     def after_val_iter(
