@@ -62,7 +62,7 @@ def save_published(
     hub = dict(log_scalars={}, runtime_info=dict(cfg=config), resumed_keys={})
     content = _as_pth(dict(meta=dict(meta), state_dict=dict(tensors), message_hub=hub))
     path = _named_by_hash(stem, content, '.pth')
-    contents: dict[Path, bytes | memoryview] = {path: content}
+    contents: dict[Path, bytes] = {path: content}
     contents[path.with_suffix('.py')] = config.encode()
     if importlib.util.find_spec('safetensors'):
         content = safetensors_of(tensors, config, meta, stem)
@@ -84,15 +84,17 @@ def safetensors_of(
     return _as_safetensors(tensors, path, texts)
 
 
-def _named_by_hash(stem: Path, content: bytes | memoryview, suffix: str) -> Path:
+def _named_by_hash(stem: Path, content: bytes, suffix: str) -> Path:
     return stem.with_name(f'{stem.name}-{hashlib.sha256(content).hexdigest()[:8]}{suffix}')
 
 
-def _as_pth(content: Mapping[str, Any]) -> memoryview:
+def _as_pth(content: Mapping[str, Any]) -> bytes:
     # PyTorch's own writer turns the error of a full disk into a RuntimeError, so it has no file.
     file = io.BytesIO()
     torch.save(content, file)
-    return file.getbuffer()
+    # Without a copy, as getbuffer(), of which an error's traceback may outlive the file: Python
+    # 3.12 crashes when both are collected.
+    return file.getvalue()
 
 
 def _as_safetensors(
@@ -109,6 +111,6 @@ def _as_safetensors(
     return safetensors.torch.save(own, texts)
 
 
-def _write(content: bytes | memoryview, path: str | os.PathLike) -> None:
+def _write(content: bytes, path: str | os.PathLike) -> None:
     with written_atomically(path) as file:
         file.write(content)
