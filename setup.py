@@ -86,13 +86,13 @@ setup(
         'yapf',
     ],
     extras_require={
-        'mmdet': [*engine, official['mmdet']],
+        'mmdet': [*engine, official['mmdet'], 'scipy'],
         'mmseg': [*engine, official['mmsegmentation'], official['ftfy'], official['regex']],
         # mmpretrain imports torchvision, which has to fit PyTorch, without asking for it.
         'mmpretrain': [*engine, official['mmpretrain'], 'torchvision'],
         'onedl': [*pins('requirements/onedl.txt'), 'torchvision'],
         # Whatever is on OpenMMLab's stack, with which the forks cannot be installed.
-        'all': [*engine, *official.values(), 'torchvision', 'safetensors', *export],
+        'all': [*engine, *official.values(), 'scipy', 'torchvision', 'safetensors', *export],
         'logs': ['tensorboard', 'wandb', 'mlflow'],
         'triton': ['triton>=3.6'],
         'safetensors': ['safetensors'],

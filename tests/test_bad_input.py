@@ -1166,6 +1166,7 @@ WRONG = {
     'drop_path_rate': NO_RATE,
     'use_abs_pos_embed': NO_FLAG,
     'pretrain_img_size': (*NO_COUNT, (224,), (1, 2, 3), (224, '224'), (224, True)),
+    'clamp_windows': NO_FLAG,
     'patch_norm': NO_FLAG,
     'use_conv_embed': NO_FLAG,
     'use_pre_norm': NO_FLAG,
@@ -1194,8 +1195,8 @@ OF_FAST = ('top_k', 'stored_map_sizes')
 NOT_OF_FAST = ('focal_windows', 'expand_sizes', 'expand_layer', 'border')
 
 
-def argument_error(model: type, name: str, value: Any) -> str:
-    settings = {'arch': SMALL, name: value}
+def argument_error(model: type, name: str, value: Any, **settings: Any) -> str:
+    settings |= {'arch': SMALL, name: value}
     if name == 'pretrain_img_size':
         settings['use_abs_pos_embed'] = True
     with pytest.raises((TypeError, ValueError)) as error:
@@ -1214,6 +1215,13 @@ def test_wrong_arguments_are_named(model, name):
     for value in WRONG[name]:
         text = argument_error(model, name, value)
         assert name in text and 'got' in text and ('must' in text or 'need' in text), (value, text)
+
+
+@pytest.mark.parametrize('name', ['window_size', 'expand_sizes', 'use_shift', 'pretrain_img_size'])
+def test_wrong_arguments_are_named_when_windows_are_clamped(name):
+    for value in WRONG[name]:
+        text = argument_error(FocalTransformer, name, value, clamp_windows=True)
+        assert name in text and 'got' in text and 'must' in text, (value, text)
 
 
 def test_every_argument_is_in_the_table():

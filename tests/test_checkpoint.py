@@ -172,6 +172,71 @@ def test_stage_no_larger_than_a_window_loses_ring_and_shift_as_the_authors_do():
     assert kwargs['use_shift'] == (True, True, True, False)
 
 
+@pytest.mark.parametrize('version', [1, 2])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(window_size=7, use_shift=True),
+        dict(window_size=14),
+        dict(window_size=7, use_shift=True, img_size=[160, 224]),
+    ],
+    ids=['shift', '14', 'oblong'],
+)
+def test_clamped_windows_are_those_of_the_authors(settings, version):
+    settings = dict(settings, embed_dim=8, depths=[1, 2, 2, 2], num_heads=[1, 1, 2, 2])
+    settings |= dict(focal_levels=[2, 2, 2, 2], mlp_ratio=1.0)
+    if version == 2:
+        settings |= dict(focal_topK=20)
+    theirs, _ = from_authors(settings, {}, version)
+    clamped = dict(
+        arch=theirs['arch'],
+        window_size=settings['window_size'],
+        use_shift=settings.get('use_shift', False),
+        mlp_ratio=1.0,
+        use_conv_embed=False,
+        out_norm=False,
+        pretrain_img_size=theirs['pretrain_img_size'],
+        clamp_windows=True,
+    )
+    if version == 2:
+        clamped |= dict(top_k=20)
+    torch.manual_seed(0)
+    model, expected = MODELS[version](**clamped).eval(), MODELS[version](**theirs).eval()
+    expected.load_state_dict(model.state_dict())  # strict: rings and tables are the same
+    image = torch.rand(1, 3, *theirs['pretrain_img_size'])
+    for got, want in zip(model(image), expected(image), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_without_clamping_maps_of_one_window_have_ring_and_shift():
+    geometries = [
+        [stage.blocks[1].attn.geometry for stage in FocalTransformer(**kwargs).stages]
+        for kwargs in (dict(use_shift=True), dict(use_shift=True, clamp_windows=True))
+    ]
+    free, clamped = geometries
+    assert [(g.shift_size, g.expand_size) for g in free] == [(3, 3)] * 4
+    assert [(g.shift_size, g.expand_size) for g in clamped] == [(3, 3)] * 3 + [(0, 0)]
+
+
+def test_stage_of_level_0_has_no_other_keys_than_its_windows_as_the_authors():
+    """Their ``WindowAttention`` has a ring if ``focal_level > 0``, pooled keys if it is > 1."""
+    config = dict(SMALL, focal_levels=[0, 1])
+    kwargs, weights = from_authors(config, authors_state(**config))
+    assert kwargs['expand_sizes'] == (0, 1)
+    assert not any(
+        part in n for n in weights for part in ('stages.0.blocks.0.attn.pools', '_to_windows')
+    )
+    tables = [name for name in weights if name.endswith('_to_neighbors')]
+    assert [name.split('.')[1] for name in tables] == ['1']
+    model = FocalTransformer(**kwargs).eval()
+    model.load_state_dict(weights)
+    image = torch.rand(1, 3, 64, 64)
+    moved = image.clone()
+    moved[..., 24:28, 24:28] += 1.0  # the last token of the first window
+    changed = (model(image)[0] != model(moved)[0])[0].any(0)
+    assert changed[:7, :7].all() and not changed[7:].any() and not changed[:, 7:].any()
+
+
 @pytest.mark.parametrize(
     'arch, count', [('tiny', 28_880_380), ('small', 51_141_940), ('base', 89_815_400)]
 )

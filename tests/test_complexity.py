@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmfocal import FocalTransformer, FocalTransformerFast
 from mmfocal.ops import FLOP_HANDLES
@@ -78,6 +79,44 @@ def test_layers_by_hand():
     assert count_flops(attention, tokens, tokens, tokens)[0] == expected
 
 
+def test_deformable_attention_by_hand():
+    from mmcv.ops import MultiScaleDeformableAttention
+
+    attention = MultiScaleDeformableAttention(16, num_heads=4, num_levels=2, num_points=3)
+    queries, values = torch.rand(5, 2, 16), torch.rand(20, 2, 16)
+    projections = 5 * 2 * 16 * (4 * 2 * 3 * (2 + 1) + 16) + 20 * 2 * 16 * 16
+    weighted = 5 * 2 * 4 * 2 * 3 * (16 // 4)
+    flops, out = count_flops(lambda: attention(queries, value=values))
+    assert flops == projections + weighted and out.shape == queries.shape
+
+
+@pytest.mark.parametrize('name', ['focal_dino_12e', 'focal_mask2former-panoptic_50e'])
+def test_heads_are_counted_as_they_run(name):
+    """On real tensors PyTorch sees all but the sums of samples, which mmcv makes elementwise."""
+    from mmcv.ops import MultiScaleDeformableAttention
+    from mmdet.registry import MODELS
+    from mmdet.structures import DetDataSample
+    from mmengine.registry import init_default_scope
+
+    init_default_scope('mmdet')
+    config = Config.fromfile(CONFIGS / f'{name}.py').model
+    config.backbone.update(init_cfg=None, focal_windows=3)
+    if 'dino' in name:
+        config.num_queries, config.encoder.num_layers, config.decoder.num_layers = 50, 1, 2
+    size, sums = (128, 192), []
+    expected = sum(detector_flops(build_without_weights(config), *size).values())
+    model = MODELS.build(config).eval()
+    for part in model.modules():
+        if isinstance(part, MultiScaleDeformableAttention):
+            part.register_forward_hook(
+                lambda part, _, out: sums.append(out.numel() * part.num_levels * part.num_points)
+            )
+    sample = DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model._forward(torch.rand(1, 3, *size), [sample])
+    assert sums and counter.get_total_flops() // 2 + sum(sums) == expected
+
+
 def test_counting_restores_what_it_changes_when_a_model_fails():
     from mmcv.ops import DeformConv2d
 
@@ -103,6 +142,16 @@ def test_regions_and_masks_of_a_cascade_by_hand():
     mask = 2 * 196 * 48 * 48 * 9 + 196 * 48 * 48 * 4 + 784 * 48
     assert flops['mask_head'] == 3 * 50 * mask
     assert set(flops) == {'backbone', 'neck', 'rpn_head', 'bbox_head', 'mask_head'}
+
+
+def test_masks_of_a_hybrid_cascade_by_hand():
+    config = Config.fromfile(CONFIGS / 'focal_htcpp_shapes.py').model
+    flops = detector_flops(build_without_weights(config), 128, 128)
+    # As above, but one mask for any class; the second and third stage also read the features of
+    # the stage before, through a convolution of one cell.
+    mask = 2 * 196 * 48 * 48 * 9 + 196 * 48 * 48 * 4 + 784 * 48
+    assert flops['mask_head'] == 50 * (3 * mask + 2 * 196 * 48 * 48)
+    assert config.test_cfg.rcnn.max_per_img == 50 and flops['semantic_head'] > 0
 
 
 @pytest.mark.parametrize('family', ['retinanet', 'reppointsv2', 'dyhead'])

@@ -32,6 +32,7 @@ from mmfocal.export.parity import (
     spread_scores,
 )
 from mmfocal.utils.errors import UserError
+from tools.dev.costs.complexity import build_without_weights
 
 ROOT = Path(__file__).parents[1]
 # Rounding of float32 through a few blocks, relative to the largest value of a map.
@@ -295,6 +296,11 @@ def test_what_cannot_be_exported_says_why(tmp_path):
         exportable(small_backbone(use_abs_pos_embed=True))
     with pytest.raises(UserError, match=r'CascadeRCNN is not among .*Mask R-CNN'):
         graph_of(small_detector(tmp_path, 'cascade-maskrcnn'))
+    for name in ('mmdet/focal_mask2former_50e', 'mmseg/focal_mask2former_160k'):
+        config = load_config(f'{ROOT}/configs/{name}.py')
+        model = build_without_weights(config.model, config.default_scope)
+        with pytest.raises(UserError, match=r'is not among .*--what backbone'):
+            graph_of(model)
     fast = FocalTransformerFast(
         dict(embed_dims=16, depths=(1,), num_heads=(1,)), out_indices=(0,), focal_stages=(0,)
     )

@@ -1,6 +1,7 @@
 """The backbone: sizes, settings, freezing, and equality with Swin where both are the same."""
 
 import copy
+import re
 import shutil
 
 import pytest
@@ -247,6 +248,7 @@ def test_optimizer_rules_find_parameters_by_name():
         (dict(norm_cfg=dict(type='BN')), "norm_cfg must be a norm over the last axis.*'BN'"),
         (dict(use_conv_embed=True, patch_size=8), 'use_conv_embed has patches of stride'),
         (dict(pretrain_img_size=(1, 2, 3), use_abs_pos_embed=True), 'pretrain_img_size must be'),
+        (dict(clamp_windows=True, pretrain_img_size=31), 'pretrain_img_size must be at least 32'),
         (dict(attention_backend='flash'), "backend must be one of .* got 'flash'"),
     ],
 )
@@ -324,3 +326,37 @@ def test_compiled_blocks_make_a_bounded_number_of_graphs():
     assert not limit_was_hit(), 'some blocks run as they are'
     assert graphs[0] == 1, 'blocks of a stage share their graphs'
     assert graphs[-1] <= 10, list(graphs)  # PyTorch 2.13 makes 7, 2.11 makes 9
+
+
+def test_initial_values_are_those_of_the_authors():
+    """Their ``trunc_normal_`` cuts off at -2 and 2, a hundred standard deviations away."""
+    torch.manual_seed(0)
+    model = FocalTransformer(
+        dict(embed_dims=32, depths=(1, 1), num_heads=(8, 16)),
+        focal_levels=3,
+        focal_windows=(15, 13),
+        focal_stages=(0, 1),
+        out_indices=(0, 1),
+        use_abs_pos_embed=True,
+    )
+    normal = set()
+    for name, parameter in model.named_parameters():
+        owner, _, kind = name.rpartition('.')
+        module = model.get_submodule(owner)
+        table = re.search(r'absolute_pos_embed|_to_neighbors|_to_windows', name)
+        if table or (isinstance(module, torch.nn.Linear) and kind == 'weight'):
+            normal.add(table[0] if table else 'Linear')
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert abs(parameter.mean()) < 0.001 and parameter.abs().max() > 3 * 0.02, name
+        elif kind == 'relative_position_bias_table' or (
+            kind == 'bias' and not isinstance(module, torch.nn.Conv2d)
+        ):
+            assert not parameter.any(), name
+        elif 'norm' in owner:
+            assert (parameter == 1).all(), name
+        elif 'pools' in name:
+            # Theirs begins so as well, but their initialisation of linear layers comes after.
+            assert (parameter == 1 / parameter.numel()).all(), name
+        else:
+            assert isinstance(module, torch.nn.Conv2d), name
+    assert normal == {'absolute_pos_embed', '_to_neighbors', '_to_windows', 'Linear'}

@@ -29,6 +29,7 @@ from mmfocal.datasets.shapes import CLASSES, draw_scene
 from mmfocal.engine import install_safe_loading, load_config
 from mmfocal.engine.settings import import_packages
 from mmfocal.inference import Inferencer, Layout, Skipped, UnreadableError, find_inputs, run
+from mmfocal.inference import inferencer as inferencer_module
 from mmfocal.inference import inputs as inputs_module
 from mmfocal.inference import running as running_module
 from mmfocal.inference import writers as writers_module
@@ -442,6 +443,50 @@ def test_images_in_memory_are_taken_as_the_config_loads_files(tmp_path, detector
         assert prediction.image.pixels.dtype == np.float32
         torch.testing.assert_close(prediction.sample.pred_instances.scores, expected)
         assert model.draw(prediction).dtype == np.uint8
+
+
+def test_masks_that_lack_rows_or_columns_are_filled_up():
+    instances = InstanceData(
+        masks=torch.ones(2, 9, 12, dtype=torch.bool), scores=torch.ones(2), bboxes=torch.ones(2, 4)
+    )
+    sample = BaseDataElement(metainfo=dict(ori_shape=(10, 11)), pred_instances=instances)
+    masks = Detection(('a',), None, 0.0).kept(sample).pred_instances.masks
+    assert masks.shape == (2, 10, 11) and masks.dtype == torch.bool
+    assert masks[:, :9].all() and not masks[:, 9].any()
+
+
+def test_logits_of_pixels_are_not_kept(segmenter):
+    (prediction,) = segmenter(scene(0))
+    assert prediction.sample.keys() == ['pred_sem_seg']
+    assert not [name for name in vars(prediction.sample) if 'logits' in name]
+
+
+def test_panoptic_models_give_instances_and_segments(tmp_path, monkeypatch):
+    """Without panopticapi, which only their annotations need."""
+    monkeypatch.setitem(sys.modules, 'panopticapi', None)
+    cfg = load_config('focal_mask2former-panoptic_50e')
+    cfg.model.backbone.update(
+        init_cfg=None,
+        arch=dict(embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1)),
+        focal_windows=3,
+    )
+    head = cfg.model.panoptic_head
+    head.update(num_queries=5, in_channels=[8, 16, 32, 64])
+    head.pixel_decoder.encoder.num_layers = head.transformer_decoder.num_layers = 1
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step.type == 'Resize':
+            step.scale = (64, 64)
+    path = tmp_path / 'panoptic.py'
+    cfg.dump(path)
+    told = []
+    monkeypatch.setattr(inferencer_module, 'print_log', lambda line, *_: told.append(line))
+    model = Inferencer(path, untrained(path, tmp_path / 'a.pth'), device='cpu', score_thr=0.0)
+    assert len(told) == 1 and 'pred_panoptic_seg' in told[0]
+    (prediction,) = model(scene(0))
+    segments = prediction.sample.pred_panoptic_seg.sem_seg
+    assert segments.shape[1:] == prediction.image.pixels.shape[:2]
+    assert model.draw(prediction).shape == prediction.image.pixels.shape
+    assert len(model.task.classes) == 133
 
 
 def test_boxes_of_models_without_them_are_those_of_masks():

@@ -74,6 +74,8 @@ def test_line_has_what_one_chooses_by(listed):
         (('SHAPES', 'Image Classification'), {'focal_shapes'}),
         (('mmseg/', 'shapes'), {'focal_upernet_shapes'}),
         (('large', 'upernet'), {'focal-l_upernet_160k'}),
+        (('--task', 'panoptic'), {'focal_mask2former-panoptic_50e'}),
+        (('DINO',), {'focal_dino_12e'}),
     ],
 )
 def test_words_and_options_choose_together(arguments, expected, names):
@@ -83,6 +85,7 @@ def test_words_and_options_choose_together(arguments, expected, names):
 def test_detectors_with_masks_are_of_two_tasks(names):
     boxes, masks = (set(names('--task', task)) for task in ('detection', 'instance'))
     assert masks < boxes and 'focal_cascade-maskrcnn_3x' in masks
+    assert {'focal_rtmdet-ins_100e', 'focal_mask2former_50e'} <= masks
     assert {'focal_retinanet_3x', 'focal_sparsercnn_shapes'} <= boxes - masks
 
 

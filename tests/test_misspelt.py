@@ -189,6 +189,11 @@ def test_configs_of_former_versions_are_told(tmp_path):
     [
         (['a', '--cfg-options', 'max_epochs'], "expected KEY=VALUE, got 'max_epochs'"),
         (['a', '--cfg-options', 'a=[1,(2]'], 'expected KEY=VALUE'),
+        (['a', '--cfg-options', 'a=f(1,2)'], 'a=f(1,2)'),
+        (['a', '--cfg-options', 'a=dict(b=f(1))'], 'expected KEY=VALUE, a dict'),
+        (['a', '--cfg-options', 'a=dict(**b)'], 'expected KEY=VALUE, a dict'),
+        (['a', '--cfg-options', 'a={b: f(1)}'], 'expected KEY=VALUE, a dict'),
+        (['a', '--cfg-options', 'a={[1]: 2}'], 'a dict of plain values'),
         (['a', '--cfg-option', 'a=1'], '--cfg-options'),
         (['a', '--cgf-options', 'a=1'], '--cfg-options'),
     ],
@@ -204,8 +209,47 @@ def test_options_of_another_form_are_told(capsys, arguments, message):
 def test_whole_options_are_read(capsys):
     parser = parser_of('A tool.')
     add_config(parser)
-    args = parser.parse_args(['a', '--cfg-options', 'a=[1,2]', 'b.c=x=y'])
-    assert args.cfg_options == {'a': [1, 2], 'b.c': 'x=y'}
+    args = parser.parse_args(['a', '--cfg-options', 'a=[1,2]', 'b.c=x=y', 'd={n}_{m}.pth'])
+    assert args.cfg_options == {'a': [1, 2], 'b.c': 'x=y', 'd': '{n}_{m}.pth'}
+
+
+@pytest.mark.parametrize(
+    'text, value',
+    [
+        ('dict(depths=(2,2), rate=1e-5, type=LN)', dict(depths=(2, 2), rate=1e-5, type='LN')),
+        ("{'a.b': -1, c: None}", {'a.b': -1, 'c': None}),
+        ('[dict(type=LN), dict(on=true, off=False)]', [dict(type='LN'), dict(on=True, off=False)]),
+        ('dict(a=dict(b=[]), c={})', dict(a=dict(b=[]), c={})),
+    ],
+)
+def test_dicts_are_read_as_options(text, value):
+    parser = parser_of('A tool.')
+    add_config(parser)
+    args = parser.parse_args(['a', '--cfg-options', f'x.y={text}'])
+    assert args.cfg_options == {'x.y': value}
+
+
+def test_dict_replaces_what_is_none_and_merges_with_what_is_one():
+    arch = dict(embed_dims=96, depths=(2, 2, 4, 2), num_heads=(3, 6, 12, 24))
+    cfg = load_config('focal_maskrcnn_3x', {'model.backbone.arch': arch})
+    assert cfg.model.backbone.arch == arch
+    assert cfg.model.backbone.focal_windows == (15, 13, 9, 7)
+    cfg = load_config(cfg, {'model.backbone.arch': dict(depths=(1, 1, 1, 1))})
+    assert cfg.model.backbone.arch == dict(arch, depths=(1, 1, 1, 1))
+    cfg = load_config('focal_maskrcnn_3x', {'model': dict(backbone=dict(arch=arch))})
+    assert cfg.model.backbone.arch == arch and cfg.model.backbone.type == 'FocalTransformer'
+    whole = {'model.backbone': dict(_delete_=True, type='Own', arch=arch)}
+    assert load_config('focal_maskrcnn_3x', whole).model.backbone == dict(type='Own', arch=arch)
+    items = {'test_dataloader': dict(dataset=dict(pipeline={'1': dict(keep_ratio=False)}))}
+    before, after = (load_config('focal_maskrcnn_3x', each) for each in ({}, items))
+    scale = before.test_dataloader.dataset.pipeline[1]
+    assert after.test_dataloader.dataset.pipeline[1] == dict(scale, keep_ratio=False)
+
+
+@pytest.mark.parametrize('options', [{1: 2}, {'model.backbone': {1: 2}}, {'model': {None: 2}}])
+def test_keys_that_are_no_text_are_told(options):
+    with pytest.raises(UserError, match=r'by dotted key|is no text'):
+        load_config('focal_maskrcnn_3x', options)
 
 
 # --- Files -----------------------------------------------------------------------------------
@@ -543,6 +587,18 @@ def test_test_time_augmentation_needs_its_settings(names):
     cfg = load_config(DETECTOR, names)
     with pytest.raises(UserError, match='lacks tta_model'):
         settings.set_test_time_augmentation(cfg)
+
+
+@pytest.mark.parametrize('name', ['focal_mask2former_50e', 'focal_rtmdet-ins_100e'])
+@pytest.mark.parametrize('merger', ['DetTTAModel', 'InstanceTTAModel', None])
+def test_masks_that_boxes_do_not_have_are_not_merged(name, merger):
+    cfg = load_config(name)
+    cfg.tta_model = merger and dict(type=merger)
+    with pytest.raises(UserError, match=r'--tta: .* Test without --tta'):
+        settings.set_test_time_augmentation(cfg)
+    cfg.tta_model, cfg.tta_pipeline = dict(type='OwnTTAModel'), [dict(type='TestTimeAug')]
+    settings.set_test_time_augmentation(cfg)
+    assert cfg.model.type == 'OwnTTAModel'
 
 
 def test_configs_that_do_not_test_are_told(tmp_path):

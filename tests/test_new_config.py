@@ -15,6 +15,7 @@ from mmfocal.engine import load_config
 from mmfocal.utils.errors import UserError
 
 BOXES, MASKS, PIXELS = 'focal_retinanet_shapes', 'focal_maskrcnn_shapes', 'focal_upernet_shapes'
+UPERNET = Path(__file__).parents[1] / 'configs/mmseg/focal_upernet_160k.py'
 
 
 @pytest.fixture
@@ -303,3 +304,49 @@ def test_three_splits_of_label_maps_are_three(write, tmp_path, images, labels):
         for each in found:
             assert Path(each['img_path']).name.startswith(f'{SPLITS[number]}_')
             assert Image.open(each['seg_map_path']).size == (32 + number, 32)
+
+
+@pytest.mark.parametrize('base', ['focal_upernet_160k', 'focal-l_upernet_160k'])
+def test_views_of_own_label_maps_are_of_the_test_scale(write, tmp_path, base):
+    cfg = load_config(write(place('maps/indices', tmp_path), base))
+    (test,) = [step for step in cfg.test_dataloader.dataset.pipeline if step.type == 'Resize']
+    scales = [step.scale for step in cfg.tta_pipeline[1].transforms[0]]
+    assert scales == [
+        tuple(int(side * ratio) for side in test.scale)
+        for ratio in (0.5, 0.75, 1, 1.25, 1.5, 1.75)
+    ]
+
+
+@pytest.mark.parametrize('base', ['focal_mask2former_50e', 'focal_rtmdet-ins_100e'])
+def test_heads_of_today_get_the_number_of_classes_and_a_schedule_that_fits(write, base, tmp_path):
+    folder = place('polygons/coco_datumaro', tmp_path)
+    cfg = load_config(write(folder, base))
+    number = len(cfg.classes)
+    if 'panoptic_head' in cfg.model:
+        for head in (cfg.model.panoptic_head, cfg.model.panoptic_fusion_head):
+            assert (head.num_things_classes, head.num_stuff_classes) == (number, 0)
+        assert cfg.model.panoptic_head.loss_cls.class_weight == [1.0] * number + [0.1]
+        iterations = cfg.train_cfg.max_iters
+        assert iterations == 3000 and not cfg.train_cfg.dynamic_intervals
+        assert cfg.param_scheduler.end == iterations > max(cfg.param_scheduler.milestones)
+    else:
+        assert cfg.model.bbox_head.num_classes == number
+        # The last ten epochs are without Mosaic, as in the recipe.
+        (switch,) = (hook.switch_epoch for hook in cfg.custom_hooks if 'switch_epoch' in hook)
+        assert (switch, cfg.train_cfg.max_epochs) == (90, 100)
+    assert cfg.auto_scale_lr.enable
+
+
+def test_weights_of_two_classes_are_not_those_of_one_and_none(write, tmp_path):
+    base = tmp_path / 'two.py'
+    head = dict(num_classes=2, loss_decode=dict(class_weight=[1.0, 2.0]))
+    base.write_text(f'_base_ = {str(UPERNET)!r}\nmodel = dict(decode_head={head})\n')
+    cfg = load_config(write(place('maps/indices', tmp_path), str(base)))
+    assert cfg.model.decode_head.loss_decode.class_weight is None
+
+
+def test_weights_of_classes_of_segmenters_keep_that_of_none(write, tmp_path):
+    cfg = load_config(write(place('maps/indices', tmp_path), 'focal_mask2former_160k'))
+    head, number = cfg.model.decode_head, len(cfg.classes)
+    assert head.num_classes == number
+    assert head.loss_cls.class_weight == [1.0] * number + [0.1]

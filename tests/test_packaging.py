@@ -111,6 +111,7 @@ PACKAGE = ROOT / 'mmfocal'
 OPTIONAL = {
     'triton': ('ops/triton/',),
     'mmdet': ('detection/', 'datasets/coco_shapes.py'),
+    'scipy': ('detection/',),  # which mmdet requires
     'mmseg': ('datasets/seg_shapes.py', 'visualization/label_maps.py'),
     'mmpretrain': ('datasets/cls_shapes.py',),
 }

@@ -72,6 +72,25 @@ def test_options_of_the_message_work(monkeypatch, tmp_path):
     assert cfg.val_evaluator.ann_file == f'elsewhere/{COCO[1]}'
 
 
+def test_label_maps_that_nothing_loads_are_not_missed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    make_coco(tmp_path / 'data/coco')
+    cfg = load_config('focal_mask2former_50e')
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.data_prefix.seg  # of the panoptic config that mmdet's inherits from
+    check_data(cfg)
+    (loader,) = (step for step in dataset.pipeline if step.type == 'LoadAnnotations')
+    loader.with_seg = True
+    assert f'/{dataset.data_prefix.seg.rstrip("/")}\n' in message(cfg)
+
+
+def test_panoptic_maps_need_a_package(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'panopticapi', None)
+    with pytest.raises(UserError, match=r'pip install git\+https://\S+/panopticapi\.git'):
+        check_data(load_config('focal_mask2former-panoptic_50e'))
+
+
 def test_present_data_passes_and_only_missing_parts_are_told(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     make_coco(tmp_path / 'data/coco')
@@ -233,10 +252,11 @@ def test_package_of_a_transform_is_told_before_label_maps(monkeypatch, tmp_path,
     monkeypatch.chdir(tmp_path)
     make_coco(tmp_path / 'data/coco')
     cfg = load_config('focal-l_htcpp_3x')
+    cfg.train_dataloader.dataset.pipeline.insert(1, dict(type='Albu', transforms=[]))
     find_spec = importlib.util.find_spec
 
     def find(name, *args):
-        return (installed or None) if name == 'instaboostfast' else find_spec(name, *args)
+        return (installed or None) if name == 'albumentations' else find_spec(name, *args)
 
     monkeypatch.setattr(importlib.util, 'find_spec', find)
     if installed:
@@ -244,8 +264,15 @@ def test_package_of_a_transform_is_told_before_label_maps(monkeypatch, tmp_path,
         assert f'  {tmp_path}/data/coco/stuffthingmaps/train2017\n' in text
         assert 'stuffthingmaps_trainval2017.zip' in text
     else:
-        with pytest.raises(UserError, match=r'pipeline: InstaBoost needs .*instaboostfast'):
+        with pytest.raises(UserError, match=r'pipeline: Albu needs .*albumentations'):
             check_data(cfg)
+
+
+def test_transform_that_calls_a_broken_package_is_told():
+    cfg = load_config('focal-l_htcpp_3x')
+    cfg.train_dataloader.dataset.pipeline[1].type = 'InstaBoost'
+    with pytest.raises(UserError, match=r'instaboostfast, .*mmfocal\.detection\.InstaBoost'):
+        check_data(cfg)
 
 
 def test_images_below_a_wrapper_are_looked_for(monkeypatch, tmp_path):

@@ -43,7 +43,7 @@ def parameters(module):
 
 
 def small_head(**settings):
-    settings = dict(
+    defaults = dict(
         num_classes=3,
         in_channels=8,
         feat_channels=8,
@@ -53,17 +53,17 @@ def small_head(**settings):
         norm_cfg=GN,
         train_cfg=ASSIGNERS,
         test_cfg=TEST,
-        **settings,
     )
-    head = RepPointsV2Head(**settings)
+    head = RepPointsV2Head(**{**defaults, **settings})
     head.init_weights()
     return head
 
 
 def metas(*shapes, batch):
+    """Of images padded to these shapes, and again to that of their batch."""
     return [
-        dict(img_shape=shape, pad_shape=shape, batch_input_shape=batch, scale_factor=(1.0, 1.0))
-        for shape in shapes
+        dict(img_shape=(h - 9, w - 10), pad_shape=(h, w), batch_input_shape=batch)
+        for h, w in shapes
     ]
 
 
@@ -84,11 +84,13 @@ def test_parts_have_the_published_number_of_parameters():
     assert parameters(MODELS.build(fpn)) == pytest.approx(4.477e6, abs=500)
 
 
-def test_output_biases_start_at_the_prior():
+def test_outputs_start_at_the_prior_with_small_weights():
+    torch.manual_seed(0)
     head = small_head()
     logit = math.log(0.01 / 0.99)
     for out in (head.cls_out, head.foreground_out, *head.corner_heat_outs):
         torch.testing.assert_close(out.bias, torch.full_like(out.bias, logit))
+        assert out.weight.std().item() == pytest.approx(0.01, rel=0.5)
     assert all((norm.weight == 1).all() for norm in head.modules() if 'Norm' in str(type(norm)))
 
 
@@ -367,18 +369,235 @@ def test_quality_is_the_overlap_of_the_final_box():
     assert not loss.requires_grad  # the overlap is a constant
 
 
-def test_points_of_padding_are_neither_positive_nor_negative():
+# Images of one batch, which ends the smaller ones with padding. The authors' code assigns objects
+# and corners to points of an image's own `pad_shape` only, and paints foreground on its own map.
+
+SIZES = [(64, 96), (96, 32)]  # of two images, each padded to 32 pixels
+BATCH = (96, 96)
+STRIDES = (8, 16, 64)
+OBJECTS = [
+    (
+        [
+            [40, 30, 96, 64],  # ends with its image, at cells of the padding
+            [3, 3, 96, 64],  # so large that there are other cells near its corners
+            [70, 60, 78, 64],  # the nearest cell to its centre is of the padding
+        ],
+        [2, 0, 1],
+    ),
+    ([[1, 50, 31, 90]], [1]),
+]
+
+
+def padded_batch():
+    """A head, its outputs for noise, objects, and which cells of each level an image has."""
+    torch.manual_seed(0)
+    head = small_head(strides=STRIDES)
+    for module in head.modules():
+        if isinstance(module, (torch.nn.Conv2d, type(head.cls_sample))):
+            torch.nn.init.normal_(module.weight, std=0.1)
+    shapes = [tuple(-(-side // stride) for side in BATCH) for stride in STRIDES]
+    outs = head([torch.randn(2, 8, *shape) for shape in shapes])
+    outs = [[each.detach().requires_grad_() for each in maps] for maps in outs]
+    own = []
+    for stride, shape in zip(STRIDES, shapes, strict=True):
+        inside = torch.zeros(2, 1, *shape, dtype=torch.bool)
+        for image, size in enumerate(SIZES):
+            rows, columns = (-(-side // stride) for side in size)
+            inside[image, :, :rows, :columns] = True
+        own.append(inside)
+    return head, outs, [objects(*each) for each in OBJECTS], own
+
+
+def corner_losses(heats, offsets, inside, boxes):
+    """Sums over an image of heat and offset loss of its own cells, and positives, by corner.
+
+    As in section 3.2 of the paper and the authors' ``PointHMAssigner``, cell by cell.
+    """
+    sums = []
+    for kind in (0, 1):
+        heat_loss, offset_loss, positives = 0.0, 0.0, 0
+        for level, stride in enumerate(STRIDES):
+            cells = inside[level][0].nonzero().tolist()
+            nearest = {}
+            for box in boxes:
+                corner = box[2 * kind : 2 * kind + 2]
+                distance, cell = min(
+                    (math.dist((column * stride, row * stride), corner), (row, column))
+                    for row, column in cells
+                )
+                nearest[cell] = min(nearest.get(cell, (math.inf,)), (distance, corner))
+            for row, column in cells:
+                point = (column * stride, row * stride)
+                heat = 0.0
+                for box in boxes:
+                    corner = box[2 * kind : 2 * kind + 2]
+                    width, height = box[2] - box[0], box[3] - box[1]
+                    radius = corner_radius(tensor([[width, height]]).double()).item()
+                    distance, sigma = math.dist(point, corner), (2 * radius + 1) / 6
+                    if distance < radius:
+                        heat = max(heat, math.exp(-(distance**2) / (2 * sigma**2)))
+                p = heats[level][kind, row, column].double().sigmoid().item()
+                if (row, column) in nearest:
+                    positives += 1
+                    heat_loss -= math.log(p) * (1 - p) ** 2
+                    _, corner = nearest[row, column]
+                    for axis in (0, 1):
+                        wanted = (corner[axis] - point[axis]) / stride
+                        found = offsets[level][2 * kind + axis, row, column].item()
+                        off = abs(wanted - found)
+                        offset_loss += off - 1 / 18 if off >= 1 / 9 else off**2 * 9 / 2
+                else:
+                    heat_loss -= math.log(1 - p) * p**2 * (1 - heat) ** 4
+        sums.append((heat_loss, offset_loss, positives))
+    return sums
+
+
+def test_corners_of_a_batch_are_those_of_each_image_within_its_own_size():
+    head, outs, gts, own = padded_batch()
+    losses = head.loss_by_feat(*outs, gts, metas(*SIZES, batch=BATCH))
+    each = [
+        corner_losses(
+            [level[image].detach() for level in outs[3]],
+            [level[image].detach() for level in outs[4]],
+            [level[image] for level in own],
+            OBJECTS[image][0],
+        )
+        for image in range(2)
+    ]
+    heat, offset = 0.0, 0.0
+    for image in zip(*each, strict=True):  # both images, for each kind of corner
+        positives = sum(count for _, _, count in image)
+        heat += 0.25 * sum(value for value, _, _ in image) / positives / 2
+        offset += sum(value for _, value, _ in image) / positives / 2
+    assert losses['loss_corner_heat'].item() == pytest.approx(heat, rel=1e-5)
+    assert losses['loss_corner_offset'].item() == pytest.approx(offset, rel=1e-5)
+
+
+def test_padding_of_a_batch_has_no_influence_but_as_background():
+    head, outs, gts, own = padded_batch()
+    shapes = metas(*SIZES, batch=BATCH)
+    losses = head.loss_by_feat(*outs, gts, shapes)
+    foreground = losses.pop('loss_foreground')
+    sum(losses.values()).backward()
+    for maps in outs[:-1]:
+        for out, inside in zip(maps, own, strict=True):
+            assert not out.grad.masked_fill(inside, 0).any()
+    assert all(maps[0].grad.any() for maps in outs[:-1])
+    other = [
+        [torch.where(i, out, 9 * torch.randn_like(out)) for out, i in zip(maps, own, strict=True)]
+        for maps in outs
+    ]
+    changed = head.loss_by_feat(*other[:-1], outs[-1], gts, shapes)
+    assert {name: changed[name] for name in losses} == losses
+    # Foreground alone sees padding, as background; a stride of 64 does not divide these sizes.
+    foreground.backward()
+    for out, inside in zip(outs[-1][:2], own, strict=False):
+        assert (out.grad > 0).masked_fill(inside, True).all()
+
+
+def test_losses_of_a_batch_are_the_means_of_those_of_its_images():
+    head, outs, gts, _ = padded_batch()
+    losses = head.loss_by_feat(*outs, gts, metas(*SIZES, batch=BATCH))
+    alone, counts = [], []
+    for image, size in enumerate(SIZES):
+        cells = [tuple(-(-side // stride) for side in size) for stride in STRIDES]
+        crops = [
+            [out[image : image + 1, :, :r, :c] for out, (r, c) in zip(maps, cells, strict=True)]
+            for maps in outs
+        ]
+        meta = metas(size, batch=size)
+        alone.append(head.loss_by_feat(*crops, [gts[image]], meta))
+        priors = head._priors(crops[0])
+        flags = head._valid(crops[0], meta[0])
+        assert flags.all()
+        boxes = head.points_to_boxes(
+            torch.cat([each.flatten(2).transpose(1, 2) for each in crops[1]], 1), torch.cat(priors)
+        )[0]
+        init = head._assign_init(torch.cat(priors), flags, gts[image], None)
+        refine = head._assign_refine(priors, boxes.detach(), flags, gts[image], None)
+        counts.append([int((each >= 0).sum()) for each in (refine, init, refine)])
+    assert min(min(each) for each in counts) > 0
+    for index, name in enumerate(('loss_cls', 'loss_pts_init', 'loss_pts_refine')):
+        weights = [each[index] for each in counts]
+        parts = [each[name] * weight for each, weight in zip(alone, weights, strict=True)]
+        torch.testing.assert_close(losses[name], sum(parts) / sum(weights))
+
+
+def test_foreground_ends_with_its_own_image():
+    head, outs, gts, _ = padded_batch()
+    found = head.loss_by_feat(*outs, gts, metas(*SIZES, batch=BATCH))['loss_foreground']
+    painted = torch.zeros(2, 3, 12, 12)
+    for image, (boxes, labels) in enumerate(OBJECTS):
+        rows, columns = (side // 8 for side in SIZES[image])
+        for (left, top, right, bottom), label in zip(boxes, labels, strict=True):
+            weight = 1 / ((right - left) * (bottom - top))
+            row, column = slice(top // 8, bottom // 8 + 1), slice(left // 8, right // 8 + 1)
+            painted[image, label, :rows, :columns][row, column] = weight
+    # Of a cell of a coarser map, the one that its upper left corner lies in.
+    weights = [painted, painted[..., ::2, ::2], painted[..., ::6, ::6]]
+    flat = [torch.cat([each.flatten() for each in maps]) for maps in (outs[-1], weights)]
+    loss = VerificationFocalLoss(loss_weight=0.1)(*flat)
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize('size', [(0, 0), (0, 64), (32, 32)])
+def test_images_without_points_on_a_level_or_at_all_are_no_nan(size):
+    head = small_head()
+    outs = head([torch.rand(2, 8, 8, 8), torch.rand(2, 8, 4, 4)])
+    outs[0][0].retain_grad()
+    gts = [objects([[2, 2, 28, 28]], [0]), objects([[9, 9, 50, 50]], [1])]
+    losses = head.loss_by_feat(*outs, gts, metas(size, (64, 64), batch=(64, 64)))
+    total = sum(losses.values())
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+# What gradients pass.
+
+
+def test_final_points_move_the_first_only_by_sampling():
+    """Refined points are relative to a copy of the first; sampling passes a part on."""
+
+    def gradient(part):
+        torch.manual_seed(0)
+        head = small_head(gradient_mul=part)
+        for conv in (head.init_out, head.refine_sample, head.refine_out):
+            torch.nn.init.normal_(conv.weight, std=0.1)
+        points = head([torch.randn(1, 8, 6, 5)])[2][0]
+        (points * torch.linspace(0, 1, points.numel()).view_as(points)).sum().backward()
+        return head.init_out.weight.grad
+
+    assert not gradient(0.0).any()
+    whole = gradient(1.0)
+    assert whole.any()
+    torch.testing.assert_close(gradient(0.1), 0.1 * whole)
+    assert RepPointsV2Head(3, 8, norm_cfg=GN, feat_channels=8).gradient_mul == 0.1
+
+
+def test_both_towers_see_the_embedding_of_the_foreground():
+    head = small_head()
+    # What it may change by way of the points and corners stays as it is.
+    for out in (head.init_out, *head.corner_heat_outs, *head.corner_offset_outs):
+        out.weight.data.zero_()
+    x = torch.randn(1, 8, 4, 4)
+    before = head.forward_single(x)
+    head.foreground_embedding.register_forward_hook(lambda *call: call[-1] + 1)
+    changed = [not torch.equal(*pair) for pair in zip(before, head.forward_single(x), strict=True)]
+    assert changed == [True, False, True, False, False, False]
+
+
+def test_quality_is_within_0_and_1_for_boxes_of_any_kind():
     head = small_head()
     torch.manual_seed(0)
-    outs = head([torch.rand(2, 8, 8, 8), torch.rand(2, 8, 4, 4)])
-    gts = [objects([[2, 2, 28, 28]], [0]), objects([], [])]
-    wide = head.loss_by_feat(*outs, gts, metas((32, 32), (64, 64), batch=(64, 64)))
-    scores = [score.clone() for score in outs[0]]
-    scores[0][0, :, 4:] = 5.0  # below the first image's own 32 pixels
-    same = head.loss_by_feat(scores, *outs[1:], gts, metas((32, 32), (64, 64), batch=(64, 64)))
-    assert wide['loss_cls'] == same['loss_cls']
-    whole = head.loss_by_feat(scores, *outs[1:], gts, metas((64, 64), (64, 64), batch=(64, 64)))
-    assert whole['loss_cls'] > same['loss_cls']
+    boxes = 40 * torch.randn(1, 2000, 4)  # three of four are turned inside out
+    gt = objects([[0, 0, 30, 40], [5, 5, 5, 5]], [1, 2])
+    seen = []
+    head.loss_cls.forward = lambda pred, target, *_, **__: seen.append(target) or pred.sum()
+    assigned = torch.arange(2000) % 2
+    head._loss_cls([torch.zeros(1, 3, 40, 50)], boxes, [assigned], [assigned >= 0], [gt])
+    ((_, quality),) = seen
+    assert quality.min() == 0 and 0 < quality.max() <= 1
 
 
 # Inference.
@@ -425,6 +644,24 @@ def test_boxes_of_coarse_maps_take_corners_of_the_finest():
     # column 4, row 5. In pixels, halved by the scale.
     expected = tensor([[(2 - 0.5) * 8, (1 + 0.25) * 8, (4 + 0.75) * 8, (5 + 0.5) * 8]]) / 2
     torch.testing.assert_close(found.bboxes, expected)
+
+
+def test_settings_say_how_many_boxes_of_a_level_and_above_which_score():
+    head = small_head()
+    outs = list(head([torch.zeros(1, 8, 8, 8), torch.zeros(1, 8, 4, 4)]))
+    scores = [torch.arange(3 * n * n).view(1, 3, n, n) / (n * n) - 1.5 for n in (8, 4)]
+    meta = dict(img_shape=(64, 64), scale_factor=(1.0, 1.0))
+
+    def found(**settings):
+        cfg = ConfigDict(TEST, **settings)
+        (instances,) = head.predict_by_feat(scores, *outs[1:], [meta], cfg, with_nms=False)
+        return instances
+
+    # Of the third class, all are above 0.5, of the second the later half.
+    assert len(found(score_thr=0.5, nms_pre=1000)) == (64 + 16) + (31 + 7)
+    best = found(score_thr=0.5, nms_pre=5)
+    assert best.labels.bincount().tolist() == [0, 2 * 5, 2 * 5]
+    assert (best.scores > 0.5).all()
 
 
 def test_boxes_stay_inside_of_the_image():

@@ -470,7 +470,7 @@ def damaged(path, how):
         return content[: len(content) // 2]
     return {
         'empty': b'',
-        'text': b'<html>not found</html>',
+        'text': b'not found',
         'pickle': pickle.dumps([1], protocol=2)[:-1],
     }[how]
 
@@ -794,4 +794,4 @@ def test_changed_files_are_read_or_refused():
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split(' | ') for line in done.stdout.splitlines() if line.startswith('| ')]
     rows.pop(0)  # the titles
-    assert len(rows) == 6 and all(int(row[1].replace(',', '')) > 0 for row in rows), done.stdout
+    assert len(rows) == 7 and all(int(row[1].replace(',', '')) > 0 for row in rows), done.stdout

@@ -62,7 +62,8 @@ model = dict(
     ),
     train_cfg=dict(
         rpn={{_base_.shapes.rpn_training}},
-        rpn_proposal={{_base_.proposals}},
+        # Faster than soft-NMS.
+        rpn_proposal=dict(nms_pre=300, max_per_img=100, nms=dict(type='nms')),
         rcnn={{_base_.shapes.cascade_training}},
     ),
     test_cfg={{_base_.shapes.test_cfg}},

@@ -2,6 +2,7 @@ _base_ = [
     '_base_/upernet_focal.py',
     'mmseg::_base_/datasets/ade20k.py',
     '_base_/schedule_160k.py',
+    '_base_/tta.py',
     'mmseg::_base_/default_runtime.py',
 ]
 
@@ -13,3 +14,4 @@ model = dict(
     auxiliary_head=dict(num_classes=150),
 )
 train_dataloader = dict(batch_size=2)
+tta_pipeline = {{_base_.multi_scale.ade20k}}

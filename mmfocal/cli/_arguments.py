@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -64,7 +66,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _KeyValue(DictAction):
-    """mmengine's ``KEY=VALUE``, with a sentence where one is not of that form."""
+    """mmengine's ``KEY=VALUE``, with dicts, and a sentence where one is not of that form."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        """A value with a dict as Python reads it, where mmengine would not end; others as ever."""
+        if not re.search(r'\bdict\s*\(|^[\[(\s]*\{(\s*\}|.*:)', val):
+            return DictAction._parse_iterable(val)
+        try:
+            return _plain(ast.parse(val.strip(), mode='eval').body)
+        except (SyntaxError, TypeError, ValueError) as error:  # TypeError: a list as key
+            expected = 'a dict of plain values, such as dict(a=1, b=(2, 3), c="d/e.pth")'
+            raise ValueError(f'{expected} as value, got {val!r}') from error
 
     def __call__(
         self,
@@ -75,10 +88,39 @@ class _KeyValue(DictAction):
     ) -> None:
         try:
             super().__call__(parser, namespace, values, option_string)
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, RecursionError, ValueError) as error:
             wrong = next((value for value in values if '=' not in value), None)
             reason = f'got {wrong!r}' if wrong else str(error)
+            if isinstance(error, RecursionError):  # mmengine's, of commas in odd places
+                reason = f'got a value that is none, in {" ".join(values)!r}'
             raise argparse.ArgumentError(self, f'expected KEY=VALUE, {reason}') from error
+
+
+def _plain(node: ast.expr) -> Any:
+    """What an expression says: literals, containers of such, ``dict(...)``; names are text.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    match node:
+        case ast.Dict():
+            return {
+                _plain(key): _plain(value)
+                for key, value in zip(node.keys, node.values, strict=True)
+            }
+        case ast.Call(func=ast.Name(id='dict'), args=[]) if all(
+            each.arg for each in node.keywords
+        ):
+            return {each.arg: _plain(each.value) for each in node.keywords}
+        case ast.List():
+            return [_plain(each) for each in node.elts]
+        case ast.Tuple():
+            return tuple(_plain(each) for each in node.elts)
+        case ast.Name(id=('true' | 'false') as text):
+            return text == 'true'
+        case ast.Name():  # shells take quotes away
+            return node.id
+    return ast.literal_eval(node)
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:

@@ -1,9 +1,10 @@
 """Converts third-party checkpoints to those of mmfocal, and says what became of each.
 
-Takes files of the authors' classifiers, of Swin Transformer (its authors, mmdet, mmpretrain, timm,
-torchvision), and of mmfocal itself. Without --config only names change; with it the weights are
-fitted to the backbone of that config, position biases resized, and what the file lacks is made.
-With a config of mmpretrain, norm and head of the authors' classifiers are kept.
+Takes files of the authors' classifiers, also as PaddleViT converted them (.pdparams), of Swin
+Transformer (its authors, mmdet, mmpretrain, timm, torchvision), and of mmfocal itself. Without
+--config only names change; with it the weights are fitted to the backbone of that config, position
+biases resized, and what the file lacks is made. With a config of mmpretrain, norm and head of the
+authors' classifiers are kept.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1] / '.mim'
 TASKS = {
     'detection': 'Object Detection',
     'instance': 'Instance Segmentation',
+    'panoptic': 'Panoptic Segmentation',
     'semantic': 'Semantic Segmentation',
     'classification': 'Image Classification',
 }

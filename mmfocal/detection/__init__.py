@@ -4,6 +4,7 @@ Configs name it in ``custom_imports``. ``import mmfocal`` leaves it out, since i
 """
 
 from .bifpn import BiFPN
+from .instaboost import InstaBoost
 from .instance_tta import InstanceTTAModel
 from .losses import InclusiveGIoULoss, VerificationFocalLoss
 from .reppoints_v2 import RepPointsV2Detector, RepPointsV2Head
@@ -19,6 +20,7 @@ __all__ = [
     'BiFPN',
     'CornerPooling',
     'InclusiveGIoULoss',
+    'InstaBoost',
     'InstanceTTAModel',
     'RepPointsV2Detector',
     'RepPointsV2Head',

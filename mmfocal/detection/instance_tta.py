@@ -166,7 +166,7 @@ class InstanceTTAModel(BaseTTAModel):
         """Adds ``masks (n, H, W)`` bool in the original image to the boxes of each image."""
         head = self.module.roi_head
         threshold = head.test_cfg.mask_thr_binary
-        sums: list[Tensor | int] = [0] * len(merged)
+        sums: list[Tensor | int] = [0] * len(merged)  # int16, of 128 views at most
         # With a negative threshold, mmdet's heads give probabilities as bytes.
         head.test_cfg.mask_thr_binary = -1
         try:
@@ -192,7 +192,7 @@ class InstanceTTAModel(BaseTTAModel):
                 )
                 for image, (instances, sample) in enumerate(zip(found, view_samples, strict=True)):
                     masks = turned_back(instances.masks, sample.metainfo)
-                    sums[image] = sums[image] + masks.float()
+                    sums[image] += masks.short()
         finally:
             head.test_cfg.mask_thr_binary = threshold
         for instances, total in zip(merged, sums, strict=True):

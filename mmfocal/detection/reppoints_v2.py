@@ -28,6 +28,7 @@ from .verification import (
     CornerPooling,
     corner_radius,
     corner_targets,
+    foreground_shape,
     foreground_weights,
     refine_corners,
 )
@@ -275,7 +276,11 @@ class RepPointsV2Head(BaseDenseHead):
             ),
         )
         losses['loss_corner_heat'], losses['loss_corner_offset'] = self._loss_corners(
-            flatten_levels(heats), flatten_levels(corner_offsets), level_priors, batch_gt_instances
+            flatten_levels(heats),
+            flatten_levels(corner_offsets),
+            level_priors,
+            valid,
+            batch_gt_instances,
         )
         losses['loss_foreground'] = self._loss_foreground(
             foregrounds, batch_gt_instances, batch_img_metas
@@ -333,10 +338,10 @@ class RepPointsV2Head(BaseDenseHead):
             positive = objects >= 0
             objects = objects[positive]
             labels[image, positive] = gt.labels[objects]
-            # A box that is turned inside out has an area below zero.
+            # From 0 to 1: a box that is turned inside out has no overlap.
             quality[image, positive] = bbox_overlaps(
                 boxes[image, positive].detach(), gt.bboxes[objects], is_aligned=True
-            ).clamp(0, 1)
+            )
         target = labels.flatten()
         if isinstance(self.loss_cls, QualityFocalLoss):
             target = target, quality.flatten()
@@ -368,29 +373,36 @@ class RepPointsV2Head(BaseDenseHead):
         heats: Tensor,
         offsets: Tensor,
         level_priors: list[Tensor],
+        valid: list[Tensor],
         batch_gt_instances: list[InstanceData],
     ) -> tuple[Tensor, Tensor]:
-        """Of heat and of offsets, each the mean of both kinds of corners."""
+        """Of heat and of offsets, each the mean of both kinds of corners, at valid points only."""
         priors = torch.cat(level_priors)
         counts = [len(each) for each in level_priors]
+        everywhere = torch.stack(valid)
+        heats, offsets = heats[everywhere], offsets[everywhere]
         heat_loss, offset_loss = [], []
         for kind, corner in enumerate((TOP_LEFT, BOTTOM_RIGHT)):
-            targets = []
-            for gt in batch_gt_instances:
+            targets, avg_factor = [], 0
+            for flags, gt in zip(valid, batch_gt_instances, strict=True):
                 boxes = gt.bboxes
-                radii = corner_radius((boxes[:, 2:] - boxes[:, :2]).clamp(min=0))
-                targets.append(
-                    corner_targets(priors[:, :2], priors[:, 2], counts, boxes[:, corner], radii)
+                heat, offset = corner_targets(
+                    priors[flags, :2],
+                    priors[flags, 2],
+                    [int(each.sum()) for each in flags.split(counts)],
+                    boxes[:, corner],
+                    corner_radius((boxes[:, 2:] - boxes[:, :2]).clamp(min=0)),
                 )
-            heat, offset = (torch.stack(each) for each in zip(*targets, strict=True))
+                targets.append((heat, offset))
+                avg_factor += max(int((heat == 1).sum()), 1)
+            heat, offset = (torch.cat(each) for each in zip(*targets, strict=True))
             positive = heat == 1
-            avg_factor = float(positive.sum(1).clamp(min=1).sum())
             heat_loss.append(
-                self.loss_corner_heat(heats[..., kind].sigmoid(), heat, avg_factor=avg_factor)
+                self.loss_corner_heat(heats[:, kind].sigmoid(), heat, avg_factor=avg_factor)
             )
             offset_loss.append(
                 self.loss_corner_offset(
-                    offsets[..., corner][positive], offset[positive], avg_factor=avg_factor
+                    offsets[:, corner][positive], offset[positive], avg_factor=avg_factor
                 )
             )
         return sum(heat_loss) / 2, sum(offset_loss) / 2
@@ -401,14 +413,18 @@ class RepPointsV2Head(BaseDenseHead):
         batch_gt_instances: list[InstanceData],
         batch_img_metas: list[dict],
     ) -> Tensor:
-        size = batch_img_metas[0]['batch_input_shape']
-        painted = torch.stack(
-            [
-                foreground_weights(gt.bboxes, gt.labels, self.num_classes, size)
-                for gt in batch_gt_instances
-            ]
-        )
-        weights = [F.interpolate(painted, size=each.shape[-2:]) for each in foregrounds]
+        """Objects end with their own image; as in the authors' code, what batching adds to it is
+        background.
+        """
+        full = foreground_shape(batch_img_metas[0]['batch_input_shape'])
+        painted = []
+        for gt, meta in zip(batch_gt_instances, batch_img_metas, strict=True):
+            own = foreground_weights(gt.bboxes, gt.labels, self.num_classes, meta['pad_shape'][:2])
+            added = [size - side for size, side in zip(full, own.shape[1:], strict=True)]
+            painted.append(F.pad(own, (0, added[1], 0, added[0])))
+        weights = [
+            F.interpolate(torch.stack(painted), size=each.shape[-2:]) for each in foregrounds
+        ]
         return self.loss_foreground(flatten_levels(foregrounds), flatten_levels(weights))
 
     def predict_by_feat(

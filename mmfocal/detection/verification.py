@@ -134,6 +134,12 @@ def corner_targets(
     return heat, offsets
 
 
+def foreground_shape(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the map of foreground for an image of a height and width in pixels."""
+    height, width = image_size
+    return -(-height // FOREGROUND_STRIDE), -(-width // FOREGROUND_STRIDE)
+
+
 def foreground_weights(
     boxes: Tensor, labels: Tensor, num_classes: int, image_size: tuple[int, int]
 ) -> Tensor:
@@ -151,8 +157,7 @@ def foreground_weights(
     Returns:
         ``(num_classes, ceil(height / 8), ceil(width / 8))`` float; 0 where there is no object.
     """
-    height, width = (-(-side // FOREGROUND_STRIDE) for side in image_size)
-    weights = boxes.new_zeros(num_classes, height, width)
+    weights = boxes.new_zeros(num_classes, *foreground_shape(image_size))
     # A box without area covers the cell that it lies in.
     areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-3).prod(1)
     order = areas.argsort(descending=True, stable=True)

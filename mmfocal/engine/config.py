@@ -20,7 +20,7 @@ from mmfocal.weights.embedded_config import config_of, embedded_text
 from mmfocal.weights.safe_loading import CheckpointError, load_checkpoint_file, names_weights
 
 from .checkpoints import checkpoint_of
-from .misspelt import check_options, nearest
+from .misspelt import check_options, items_of, nearest
 from .sections import check_sections
 
 # Holds configs/ and tools/, as OpenMMLab's packages do: in a checkout by links.
@@ -48,7 +48,9 @@ def load_config(
     register_config_packages()
     if not isinstance(path, str | os.PathLike | Config):
         raise UserError(f'config: expected a path, a name or a Config, got {path!r:.100}.')
-    if not isinstance(cfg_options or {}, Mapping):
+    if not isinstance(cfg_options or {}, Mapping) or not all(
+        isinstance(key, str) for key in cfg_options or {}
+    ):
         raise UserError(
             f'Options of a config: expected a dict of values by dotted key, got '
             f'{cfg_options!r:.100}.'
@@ -70,7 +72,7 @@ def load_config(
         _drop_own_scope(cfg._cfg_dict)
     before = copy.deepcopy(cfg)
     try:
-        cfg.merge_from_dict(dict(cfg_options or {}))
+        cfg.merge_from_dict(_replacing(cfg_options or {}, cfg))
     except (KeyError, TypeError, IndexError, AssertionError, ValueError) as error:
         raise UserError(f'--cfg-options do not fit {file}: {error}') from error
     for note in check_options(cfg, before, cfg_options or {}):
@@ -102,6 +104,33 @@ def embedded_config(checkpoint: Mapping[str, Any], source: str) -> Config:
     # mmengine writes a config down under its own name, by whose ending it knows the form.
     name = source.split('?')[0].rpartition('.')[0]
     return Config(settings, cfg_text=text, filename=f'{name}.py')
+
+
+def _replacing(options: Mapping[str, Any], cfg: Config) -> dict[str, Any]:
+    """Options, with dicts marked that take the place of what is no dict, as of ``arch='tiny'``."""
+    given = dict(items_of(cfg))
+    return {
+        key: _marked(value, given[key]) if key in given else value
+        for key, value in options.items()
+    }
+
+
+def _marked(value: Any, given: Any) -> Any:
+    """A value with every dict in it marked that takes the place of what is no dict."""
+    if not isinstance(value, Mapping) or value.get('_delete_'):
+        return value
+    if wrong := [key for key in value if not isinstance(key, str)]:
+        raise TypeError(
+            f'{wrong[0]!r} is no text, and a dict with such a key cannot be merged with the '
+            "config's; write '_delete_': True into it to replace that"
+        )
+    if isinstance(given, list) and value and all(key.isdigit() for key in value):
+        return value  # changes single items
+    if not isinstance(given, Mapping):
+        return {**value, '_delete_': True}
+    return {
+        key: _marked(item, given[key]) if key in given else item for key, item in value.items()
+    }
 
 
 def _why_not_loaded(file: Path, error: Exception) -> str:

@@ -22,6 +22,13 @@ LEAST_ITERATIONS = 3000
 MOST_EPOCHS = 300
 # Published segmenters see each image of ADE20K 127 times.
 EPOCHS_OF_SEGMENTERS = 127
+EPOCHS_OF_MASK2FORMER = 50  # of COCO
+# What hooks call the epoch at which the recipe changes: its epochs are left as they are.
+PHASES = {'switch_epoch', 'num_last_epochs'}
+BY_BATCH = [
+    '# By the number of images in a step, which the number of GPUs decides.',
+    'auto_scale_lr = dict(enable=True)',
+]
 # Pixels a side to which configs for the embedded data set, of 128, resize or cut images.
 SMALL = 320
 LEAST_OF_SMALL, EPOCHS_OF_SMALL = 500, 12
@@ -130,6 +137,8 @@ def _detection(root: Path, data: DetectionData, cfg: Config) -> list[str]:
         lines += _few_iterations(cfg, data.splits['train'].num_images)
     elif type_name(cfg.train_cfg) in ('', 'EpochBasedTrainLoop'):
         lines += _epochs(cfg, data.splits['train'].num_images)
+    elif type_name(cfg.train_cfg) == 'IterBasedTrainLoop':
+        lines += _iterations_of_detector(cfg, data.splits['train'].num_images)
     return lines
 
 
@@ -186,7 +195,7 @@ def _check_detector(cfg: Config, base: str) -> None:
             'focal_retinanet_3x or focal_atss_3x, or, for label maps, one of mmseg such as '
             'focal_upernet_160k.'
         )
-    if 'seg' in dataset.data_prefix:
+    if 'seg' in dataset.data_prefix and any(step.get('with_seg') for step in dataset.pipeline):
         raise UserError(
             f'{base} learns from label maps beside boxes, which are not there. Take another base, '
             'such as focal_cascade-maskrcnn_3x.'
@@ -194,6 +203,8 @@ def _check_detector(cfg: Config, base: str) -> None:
 
 
 def _epochs(cfg: Config, num_images: int) -> list[str]:
+    if any(PHASES & hook.keys() for hook in cfg.get('custom_hooks') or ()):
+        return BY_BATCH
     batch, base = cfg.train_dataloader.batch_size, cfg.train_cfg.max_epochs
     iterations = math.ceil(num_images / batch)
     epochs = max(base, min(math.ceil(LEAST_ITERATIONS / iterations), MOST_EPOCHS))
@@ -205,8 +216,22 @@ def _epochs(cfg: Config, num_images: int) -> list[str]:
         f"dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end={warm_up}),",
         "dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, ",
         'milestones=sorted({max_epochs * 3 // 4, max_epochs * 11 // 12} - {0}), gamma=0.1)]',
-        '# By the number of images in a step, which the number of GPUs decides.',
-        'auto_scale_lr = dict(enable=True)',
+        *BY_BATCH,
+    ]
+
+
+def _iterations_of_detector(cfg: Config, num_images: int) -> list[str]:
+    """A schedule of Mask2Former's form."""
+    batch = cfg.train_dataloader.batch_size
+    wanted = max(LEAST_ITERATIONS, math.ceil(EPOCHS_OF_MASK2FORMER * num_images / batch))
+    return [
+        f'max_iters = {min(cfg.train_cfg.max_iters, wanted)}  # of {batch} images on each GPU',
+        'train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 10, '
+        'dynamic_intervals=None)',
+        "param_scheduler = dict(_delete_=True, type='MultiStepLR', by_epoch=False, begin=0, "
+        'end=max_iters, milestones=[max_iters * 8 // 9, max_iters * 26 // 27], gamma=0.1)',
+        'default_hooks = dict(checkpoint=dict(interval=max_iters // 10))',
+        *BY_BATCH,
     ]
 
 
@@ -283,8 +308,7 @@ def _iterations(cfg: Config, num_images: int) -> list[str]:
         f"dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin={warm_up}, "
         'end=max_iters)]',
         'default_hooks = dict(checkpoint=dict(interval=max_iters // 10))',
-        '# By the number of images in a step, which the number of GPUs decides.',
-        'auto_scale_lr = dict(enable=True)',
+        *BY_BATCH,
     ]
 
 
@@ -307,15 +331,27 @@ def _source(value: Any) -> str:
     return repr(value)
 
 
-def _with_num_classes(value: Any) -> dict | None:
-    """What of a model's config has to change for another number of classes."""
+def _with_num_classes(value: Any, number: int | None = None) -> dict | None:
+    """What of a model's config has to change for another number of classes.
+
+    Args:
+        value: a part of the config.
+        number: of classes of what it is a part of, if that says so.
+    """
     changes = {}
+    panoptic = value.get('num_things_classes', 0) + value.get('num_stuff_classes', 0)
+    number = value.get('num_classes', panoptic) or number
     for key, item in value.items():
-        if key == 'num_classes':
+        if key in ('num_classes', 'num_things_classes'):
             changes[key] = _Name('num_classes')
-        elif key == 'class_weight' and isinstance(item, list | tuple):  # for other classes
-            changes[key] = None
-        elif isinstance(item, dict) and (inner := _with_num_classes(item)):
+        elif key == 'num_stuff_classes':
+            changes[key] = 0
+        elif key == 'class_weight' and isinstance(item, list | tuple):
+            # One for all classes and one for none, as Mask2Former wants it; or for other classes.
+            is_common = len(set(item[:-1])) == 1 and len(item) - 1 == number
+            text = f'[{item[0]!r}] * num_classes + [{item[-1]!r}]'
+            changes[key] = _Name(text) if is_common else None
+        elif isinstance(item, dict) and (inner := _with_num_classes(item, number)):
             changes[key] = inner
         elif isinstance(item, list | tuple) and any(
             isinstance(each, dict) and _with_num_classes(each) for each in item

@@ -426,25 +426,32 @@ def set_test_time_augmentation(cfg: Config) -> None:
     """Merges predictions for several views of each image, as ``tta_*`` of the config say.
 
     Raises:
-        UserError: the config does not say how, or mmdet cannot merge what the model predicts.
+        UserError: the config does not say how, or nothing merges what the model predicts.
     """
-    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
+    model, merger = cfg.model, cfg.get('tta_model') or {}
+    stock = type_name(merger) in ('DetTTAModel', 'InstanceTTAModel') and not is_third_party(merger)
+    without_boxes = 'panoptic_head' in model or 'loss_mask' in (model.get('bbox_head') or {})
+    if family_of(cfg) == 'mmdet' and without_boxes and (stock or not merger):
+        raise UserError(
+            f'--tta: {cfg.filename}: the masks of {type_name(model)} are not predicted for boxes, '
+            'and nothing here merges those of several views. Test without --tta.'
+        )
+    if not merger or not cfg.get('tta_pipeline'):
         raise UserError(
             f'--tta: {cfg.filename} lacks tta_model or tta_pipeline, which say what views there '
             "are and how to merge them. For mmdet, copy both from this repository's "
             "configs/mmdet/_base_/tta_*.py; for mmseg, its data sets' and runtime's _base_ files "
             'have them.'
         )
-    has_masks = family_of(cfg) == 'mmdet' and (cfg.model.get('roi_head') or {}).get('mask_head')
-    stock = type_name(cfg.tta_model) == 'DetTTAModel' and not is_third_party(cfg.tta_model)
-    if has_masks and stock:
+    has_masks = family_of(cfg) == 'mmdet' and (model.get('roi_head') or {}).get('mask_head')
+    if has_masks and stock and type_name(merger) == 'DetTTAModel':
         raise UserError(
             f'--tta: {cfg.filename} has a mask head, and DetTTAModel only merges boxes. Set '
             "tta_model.type to 'InstanceTTAModel', and name 'mmfocal.detection' among the imports "
             'of custom_imports.'
         )
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = dict(cfg.tta_model, module=cfg.model)
+    cfg.model = dict(merger, module=model)
 
 
 def import_packages(cfg: Config) -> None:

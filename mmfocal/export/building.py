@@ -46,8 +46,10 @@ def graph_of(model: nn.Module, what: str = 'model') -> Graph:
             return TwoStageGraph(model).eval()
     if 'mmseg' in sys.modules:
         from mmseg.models import EncoderDecoder
+        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
-        if type(model) is EncoderDecoder:
+        # Mask2Former's head is mmdet's.
+        if type(model) is EncoderDecoder and isinstance(model.decode_head, BaseDecodeHead):
             return SegmenterGraph(model).eval()
     raise UserError(
         f'{type(model).__name__} is not among what can be exported. {WHAT_CAN_BE_EXPORTED}'
@@ -62,7 +64,7 @@ def _is_single_stage(model: nn.Module) -> bool:
 
     return (
         isinstance(model, SingleStageDetector)
-        and isinstance(model.bbox_head, AnchorHead)
+        and isinstance(getattr(model, 'bbox_head', None), AnchorHead)  # Mask2Former has none
         and _has_own(model, SingleStageDetector, 'predict', 'extract_feat')
         and _has_own(
             model.bbox_head,

@@ -5,7 +5,7 @@
 """
 
 from .closest import ClosestGeometry, ClosestKeys
-from .focal import FocalGeometry, FocalKeys, KeyTables, WindowGeometry
+from .focal import FocalGeometry, FocalKeys, KeyTables, WindowGeometry, fit_to_map
 
 __all__ = [
     'ClosestGeometry',
@@ -14,4 +14,5 @@ __all__ = [
     'FocalKeys',
     'KeyTables',
     'WindowGeometry',
+    'fit_to_map',
 ]

@@ -15,6 +15,7 @@ or attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
@@ -522,6 +523,24 @@ class FocalGeometry(WindowGeometry):
             slices[name] = slice(start, start + count)
             start += count
         return slices
+
+
+def fit_to_map(window_size: int, map_size: Sequence[int]) -> tuple[int, bool]:
+    """How the authors' classifiers fit a window to a map of known size.
+
+    After the constructor of ``FocalTransformerBlock`` (their
+    ``classification/focal_transformer.py``): where a map is no larger than a window along its
+    shorter side, it has windows as large as that side, and neither shift nor ring.
+
+    Args:
+        window_size: side of a window in tokens.
+        map_size: height and width of the map in tokens.
+
+    Returns:
+        The side of a window in tokens, and whether windows may have a shift and a ring.
+    """
+    shorter = min(map_size)
+    return min(window_size, shorter), shorter > window_size
 
 
 def grid_positions(

@@ -25,7 +25,7 @@ from mmfocal.datasets.checks import check_lists
 from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_config
 from mmfocal.engine.checkpoints import SAVED, checkpoint_of
 from mmfocal.engine.settings import import_packages
-from mmfocal.utils.config import family_of
+from mmfocal.utils.config import family_of, type_name
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.predictions import as_shown
 from mmfocal.visualization.view import test_dataset
@@ -125,6 +125,13 @@ class Inferencer:
             self.loader, self.pipeline = _pipeline(dataset.pipeline)
             self.model = built_model(cfg, weights, self.checkpoint).to(self.device).eval()
             classes, palette = classes_of(weights, cfg)
+        if getattr(self.model, 'num_stuff_classes', 0):
+            print_log(
+                f'{self.name}: of panoptic predictions, instances are drawn and written; segments '
+                'are in sample.pred_panoptic_seg.',
+                'current',
+                logging.WARNING,
+            )
         classes = classes or tuple(f'class {i}' for i in range(_num_classes(self.model)))
         self.task: Task = TASKS[family](classes, palette, score_thr)
 
@@ -360,20 +367,19 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _pipeline(steps: list[dict]) -> tuple[LoadImageFromFile, Compose]:
     """What loads images, and what prepares them, without what is about ground truth."""
+    # Not even built: LoadPanopticAnnotations, for one, asks for a package of its own.
+    steps = [step for step in steps if not type_name(step).endswith('Annotations')]
     try:
-        pipeline = Compose(steps)
+        loader, *others = Compose(steps).transforms
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f'The test pipeline cannot be built: {error}') from error
-    loader, *others = pipeline.transforms
     if not isinstance(loader, LoadImageFromFile):
         raise UserError(
             'Predictions need a test pipeline that begins with LoadImageFromFile, got '
             f'{type(loader).__name__}.'
         )
-    # Of the families' own names: LoadAnnotations, LoadPanopticAnnotations and others.
-    pipeline.transforms = [
-        step for step in others if not type(step).__name__.endswith('Annotations')
-    ]
+    pipeline = Compose([])
+    pipeline.transforms = others
     return loader, pipeline
 
 

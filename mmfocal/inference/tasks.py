@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
 from pycocotools import mask as rle
+from torch.nn import functional
 
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.predictions import (
@@ -79,7 +80,10 @@ class Detection(Task):
         if 'pred_instances' not in sample:
             raise UserError(f'Expected a model that predicts instances, {_predicted(sample)}')
         instances = sample.pred_instances
-        sample.pred_instances = instances[instances.scores >= self.score_thr]
+        instances = instances[instances.scores >= self.score_thr]
+        if 'masks' in instances:
+            instances.masks = _filled_up(instances.masks, sample.ori_shape)
+        sample.pred_instances = instances
         return sample.cpu()
 
     def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
@@ -129,7 +133,8 @@ class Segmentation(Task):
         if 'pred_sem_seg' not in sample:
             raise UserError(f'Expected a model that predicts label maps, {_predicted(sample)}')
         # One number for each class and pixel: gigabytes for a photo and 150 classes.
-        sample.pop('seg_logits', None)
+        if 'seg_logits' in sample:
+            del sample.seg_logits
         return sample.cpu()
 
     def drawn(self, image: np.ndarray, sample: BaseDataElement, labels: bool) -> np.ndarray:
@@ -180,6 +185,16 @@ TASKS: dict[str, type[Task]] = dict(mmdet=Detection, mmseg=Segmentation, mmpretr
 
 def _predicted(sample: BaseDataElement) -> str:
     return f'got one that predicts {", ".join(sorted(sample.keys())) or "nothing"}.'
+
+
+def _filled_up(masks: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Masks ``(N, H, W)`` of the size of the image, in pixels.
+
+    RTMDet-Ins of mmdet 3.3.0 confuses the scales of both sides, which rounding makes different,
+    and may lack the last rows or columns.
+    """
+    height, width = (full - side for full, side in zip(size, masks.shape[1:], strict=True))
+    return functional.pad(masks, (0, width, 0, height)) if height or width else masks
 
 
 def _encoded(mask: np.ndarray) -> dict[str, Any]:

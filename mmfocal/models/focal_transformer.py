@@ -291,8 +291,13 @@ class FocalTransformer(BaseModule):
         drop_path_rate: stochastic depth of the last block; it grows linearly from 0.
         use_abs_pos_embed: whether a learned position embedding is added to the patches. It is
             made for ``pretrain_img_size`` and resized to other sizes (bicubic).
-        pretrain_img_size: image size in pixels, one or (height, width), of that embedding; not
-            used without it.
+        pretrain_img_size: image size in pixels, one or (height, width), that the embedding and
+            ``clamp_windows`` are for; not used without them.
+        clamp_windows: whether stages whose map of ``pretrain_img_size`` is no larger than a
+            window have windows as large as that map, no ring and no shift, as the authors'
+            classifiers have. Needed to compute what those compute: at 224 pixels it concerns stage
+            3 with windows of 7 tokens, stages 2 and 3 with windows of 14. Dense prediction, whose
+            maps are larger, goes without.
         patch_norm: whether patches are normalised after the stem.
         use_conv_embed: whether patches overlap, in the stem and between stages.
         use_pre_norm: whether maps are normalised before the convolution between stages.
@@ -315,7 +320,7 @@ class FocalTransformer(BaseModule):
             sizes. That takes a minute or two when training begins and seldom again; compiling the
             whole backbone takes longer, and is repeated for many sizes.
         init_cfg: as in mmengine. ``dict(type='Pretrained', checkpoint=...)`` takes the authors'
-            files, those of Swin Transformer and our own, and all arguments of
+            files, PaddleViT's of them, Swin Transformer's and our own, and all arguments of
             :func:`mmfocal.weights.load_pretrained`.
 
     Attributes:
@@ -360,6 +365,7 @@ class FocalTransformer(BaseModule):
         drop_path_rate: float = 0.1,
         use_abs_pos_embed: bool = False,
         pretrain_img_size: int | Sequence[int] = 224,
+        clamp_windows: bool = False,
         patch_norm: bool = True,
         use_conv_embed: bool = False,
         use_pre_norm: bool = False,

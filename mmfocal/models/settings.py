@@ -16,6 +16,7 @@ from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import nn
 
+from mmfocal.geometry import fit_to_map
 from mmfocal.ops import available_backends
 from mmfocal.utils.checks import check_int, is_int, require
 
@@ -31,7 +32,7 @@ ARCH_SETTINGS = {
 EXPAND_LAYERS = {'all': None, 'even': 0, 'odd': 1}  # blocks without a ring, modulo 2
 FLAGS = (
     *('qkv_bias', 'use_abs_pos_embed', 'patch_norm', 'use_conv_embed', 'use_pre_norm'),
-    *('out_norm', 'with_cp', 'compile_blocks'),
+    *('clamp_windows', 'out_norm', 'with_cp', 'compile_blocks'),
 )
 RATES = ('drop_rate', 'attn_drop_rate', 'drop_path_rate')
 PER_STAGE = ('window_size', 'focal_levels', 'focal_windows', 'expand_sizes', 'use_shift')
@@ -111,6 +112,27 @@ class Settings(SimpleNamespace):
             setattr(self, name, _per_stage(name, getattr(self, name), count))
         for shift in self.use_shift:
             _check_bool('use_shift', shift)
+        if self.clamp_windows:
+            self._clamp_windows()
+
+    def _clamp_windows(self) -> None:
+        """Fits windows, rings and shifts to the maps of images of ``pretrain_img_size``."""
+        least = self.patch_size * 2 ** (self.num_stages - 1)
+        at_least = f'at least {least} pixels a side for {self.num_stages} stages to be clamped to'
+        size = self.pretrain_img_size
+        require(min(size) >= least, 'pretrain_img_size', at_least, size)
+        windows, rings, shifts = [], [], []
+        per_stage = zip(self.window_size, self.expand_sizes, self.use_shift, strict=True)
+        for stage, (window, ring, shift) in enumerate(per_stage):
+            check_int('each of window_size', window, least=1)
+            check_int('each of expand_sizes', ring, least=0)
+            stride = self.patch_size * 2**stage
+            window, surrounded = fit_to_map(window, [max(side // stride, 1) for side in size])
+            windows.append(window)
+            rings.append(ring if surrounded else 0)
+            shifts.append(shift and surrounded)
+        self.window_size, self.expand_sizes = tuple(windows), tuple(rings)
+        self.use_shift = tuple(shifts)
 
     @property
     def num_stages(self) -> int:

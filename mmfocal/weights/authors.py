@@ -12,7 +12,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mmfocal.geometry import ClosestGeometry, ClosestKeys
+from mmfocal.geometry import ClosestGeometry, ClosestKeys, fit_to_map
 
 from .layouts import AUTHORS, our_name
 
@@ -164,9 +164,13 @@ def _map_sizes(config: Mapping[str, Any]) -> list[tuple[int, int]]:
 def _kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
     height, width = _patch_resolution(config)
     num_stages = len(config['depths'])
-    shorter = [min(size) for size in _map_sizes(config)]
-    fits = [side > config['window_size'] for side in shorter]
-    rings = [fit and level > 0 for fit, level in zip(fits, config['focal_levels'], strict=False)]
+    windows, surrounded = zip(
+        *(fit_to_map(config['window_size'], size) for size in _map_sizes(config)), strict=True
+    )
+    rings = [
+        around and level > 0
+        for around, level in zip(surrounded, config['focal_levels'], strict=False)
+    ]
     return dict(
         {name: config[name] for name in AUTHORS_SAME},
         arch=dict(
@@ -175,7 +179,7 @@ def _kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
             num_heads=tuple(config['num_heads']),
         ),
         in_channels=config['in_chans'],
-        window_size=tuple(min(side, config['window_size']) for side in shorter),
+        window_size=windows,
         focal_levels=tuple(max(level, 1) for level in config['focal_levels']),
         focal_windows=tuple(config['focal_windows']),
         focal_stages=tuple(i for i in range(num_stages) if i in config['focal_stages']),
@@ -183,7 +187,7 @@ def _kwargs(config: Mapping[str, Any]) -> dict[str, Any]:
         expand_sizes=tuple(
             size if ring else 0 for size, ring in zip(config['expand_sizes'], rings, strict=False)
         ),
-        use_shift=tuple(config['use_shift'] and fit for fit in fits),
+        use_shift=tuple(config['use_shift'] and around for around in surrounded),
         use_abs_pos_embed=config['ape'],
         pretrain_img_size=(height * config['patch_size'], width * config['patch_size']),
         layer_scale_init_value=config['layerscale_value'] if config['use_layerscale'] else None,

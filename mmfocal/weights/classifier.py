@@ -27,6 +27,8 @@ def load_classifier(
 ) -> LoadReport:
     """Loads a file of the authors' classifiers, Focal-fast included, or of Swin Transformer.
 
+    PaddleViT's conversions of the former (``.pdparams``) are files of the authors' here.
+
     Args:
         model: mmpretrain's ``ImageClassifier`` with a backbone of ours that returns and
             normalises its last map, and a ``LinearClsHead``.

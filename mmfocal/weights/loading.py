@@ -28,12 +28,16 @@ from .safe_loading import load_checkpoint_file
 
 # What to do without the weights that a config begins with.
 ELSEWHERE = """You can:
+  - take PaddleViT's conversion of the authors' file: docs/weights.md says where each is
   - name another file: --cfg-options model.backbone.init_cfg.checkpoint=FILE
   - begin with Swin Transformer: configs/mmdet/focal_maskrcnn_ms-1x_from-swin.py shows how
-  - train from scratch: --cfg-options model.backbone.init_cfg=None
-docs/weights.md has the addresses that are known."""
+  - train from scratch: --cfg-options model.backbone.init_cfg=None"""
 
 _TABLE = 'relative_position_bias_table'
+_TURNED = (
+    " Linear weights are transposed: take PaddlePaddle's .pdparams as it is; if that has them as "
+    'PyTorch does, write its tensors to a .pth with torch.save.'
+)
 _BLOCK = re.compile(r'stages\.(\d+)\.blocks\.(\d+)\.attn\.')
 MAX_KINDS = 6  # kinds of names in the log line
 
@@ -82,8 +86,9 @@ def load_pretrained(
     """Loads pretrained weights, as ``init_cfg=dict(type='Pretrained', checkpoint=...)`` does.
 
     Files may be of mmfocal (a backbone, or a detector, segmenter or classifier with one), of the
-    authors' classifiers, Focal-fast included, or of Swin Transformer in the layouts of its
-    authors, of mmdet and mmpretrain, of timm and of torchvision. Position bias tables are resized
+    authors' classifiers, Focal-fast included, also as PaddleViT converted them (``.pdparams``), or
+    of Swin Transformer in the layouts of its authors, of mmdet and mmpretrain, of timm and of
+    torchvision. Position bias tables are resized
     where windows or focal windows differ from those that a file was trained with. The ring of
     stage 4, which the authors' ImageNet models lack, and all that Swin Transformer lacks begin as
     new.
@@ -157,7 +162,7 @@ def _fit(
         for name, module in model.named_modules()
         if _BLOCK.fullmatch(f'{name}.')
     }
-    fitted, misfits = {}, []
+    fitted, misfits, is_turned = {}, [], False
     for name, value in tensors.items():
         if name not in own:
             report.left_out.append(name)
@@ -169,11 +174,14 @@ def _fit(
             continue
         if fitted[name].shape != own[name].shape:
             misfits.append(f'{name} is {tuple(value.shape)}, not {tuple(own[name].shape)}')
+            if value.dim() == 2 and value.T.shape == own[name].shape:
+                is_turned = True
         (report.loaded if fitted[name].shape == value.shape else report.resized).append(name)
     if misfits:
         raise CheckpointError(
             f'{source} ({weights.layout}) does not fit the model: {"; ".join(misfits[:5])}'
             + (f'; and {len(misfits) - 5} more.' if len(misfits) > 5 else '.')
+            + (_TURNED if is_turned else '')
         )
     for name in own:
         if name not in fitted:

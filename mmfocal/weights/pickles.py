@@ -12,13 +12,14 @@ import math
 import pickle
 import pickletools
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
 MAX_DEPTH = 100  # of containers in containers; runs have less than 20
 _FREE = 1_000_000  # bytes and parts that may be visited beside 10 times the pickle; runs need 1.2
 
-_PUT = ('BINPUT', 'LONG_BINPUT', 'PUT')
+_PUT = ('BINPUT', 'LONG_BINPUT', 'PUT', 'MEMOIZE')
 _GET = ('BINGET', 'LONG_BINGET', 'GET')
 _GROWS = ('APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'BUILD')
 _CALLS = ('REDUCE', 'NEWOBJ', 'BINPERSID')
@@ -56,20 +57,30 @@ class _Extent:
 _MARK = _Extent()
 
 
-def check_pickle(file: BinaryIO) -> None:
+def check_pickle(file: BinaryIO, opcodes: Container[str] | None = None) -> None:
     """Follows a pickle to its end, only counting, in time that grows with its length.
 
+    Args:
+        file: open at its beginning, and after it at its end.
+        opcodes: names of those that it may have, as in ``pickletools``; all if None.
+
     Raises:
-        Refused: it is nested too deeply, holds itself, or hands to a function or a hash what
-            repeats its parts beyond all measure.
+        Refused: it has other opcodes, is nested too deeply, holds itself, numbers what it keeps
+            as no pickler does, or hands to a function or a hash what repeats its parts beyond all
+            measure.
         Exception: whatever ``pickletools`` raises for damaged pickles.
     """
     stack: list[_Extent] = []
     memo: dict[int, _Extent] = {}
     visited = 0
     for opcode, argument, position in pickletools.genops(file):
+        if opcodes is not None and opcode.name not in opcodes:
+            refuse(f'it has the pickle opcode {opcode.name}')
         if opcode.name in _PUT:
-            memo[argument] = stack[-1]
+            number = len(memo) if argument is None else argument
+            if number > (position or 0):  # Python's reader makes room for all that are before it
+                refuse('it leaves out numbers of what it keeps')
+            memo[number] = stack[-1]
             continue
         if opcode.name in _GET:
             memo[argument].is_shared = True
@@ -84,6 +95,8 @@ def check_pickle(file: BinaryIO) -> None:
             made = taken.pop()
             if made.is_shared:  # or is changed after it is used, which no pickler writes
                 refuse('a part of it holds itself')
+            if opcode.name == 'BUILD' and made.made:  # a function itself, for one
+                refuse('it sets attributes of what no function made')
         else:
             made = _Extent()
             if isinstance(argument, str | bytes):

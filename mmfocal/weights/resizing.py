@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor
 
 from mmfocal.geometry import FocalGeometry
@@ -68,11 +69,11 @@ def missing_ring(
     """Bias for a ring that the pretrained model does not have.
 
     Args:
-        ring: ``'normal'``, a truncated normal distribution of standard deviation 0.02, as the
-            authors' code initialises it; ``'nearest'``, the bias of the window's own key at the
-            same relative position, or the one nearest to it; or the bias of all its keys: 0, or
-            a negative number, by which the ring begins to be seen the more slowly, the lower it
-            is.
+        ring: ``'normal'``, a normal distribution of standard deviation 0.02, as the authors' code
+            initialises it (cut off at -2 and 2, a hundred deviations away); ``'nearest'``, the
+            bias of the window's own key at the same relative position, or the one nearest to it;
+            or the bias of all its keys: 0, or a negative number, by which the ring begins to be
+            seen the more slowly, the lower it is.
         window_table: of the same block, float ``((2 * w - 1) ** 2, nH)``.
         like: the new table, float ``(1, nH, w ** 2, R)``.
         geometry: of the block.
@@ -81,7 +82,7 @@ def missing_ring(
         As ``like``.
     """
     if ring == 'normal':
-        return torch.nn.init.trunc_normal_(torch.empty_like(like), std=0.02, a=-0.04, b=0.04)
+        return trunc_normal_(torch.empty_like(like), std=0.02)
     if ring != 'nearest':
         return torch.full_like(like, ring)
     window = geometry.window_size

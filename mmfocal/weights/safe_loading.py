@@ -35,6 +35,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import written_atomically
 
+from . import paddle
 from .archives import check_archive, check_old_file, is_archive
 from .contents import CheckpointError, refuse_unusable
 from .embedded_config import config_of, embedded_text
@@ -42,7 +43,7 @@ from .pickles import Refused
 from .saving import PUBLISHED
 from .stand_ins import SAFE_GLOBALS, restored
 
-SUFFIXES = ('.pth', '.pt', '.safetensors')
+SUFFIXES = ('.pth', '.pt', '.safetensors', paddle.SUFFIX)
 # PyTorch's pattern, which also takes fewer digits, as in focal-224.pth.
 _HASH = re.compile(r'-([0-9a-f]{8,})\.')
 
@@ -60,13 +61,15 @@ def load_checkpoint_file(
     Args:
         source: a path, an ``http(s)://`` URL (downloaded once, kept in torch's hub folder), or
             any scheme that mmengine knows, such as ``open-mmlab://``. A file whose name ends in
-            ``.safetensors`` is read as such.
+            ``.safetensors`` or ``.pdparams`` is read as such; one of PaddlePaddle's with another
+            name, if it says that it is.
         map_location: as in ``torch.load``.
         sha256: of the file, in hexadecimal, or the beginning of it; not compared if None.
 
     Returns:
         What was saved; only tensors for a ``.safetensors`` file, unless it is one that was
-        published, which gives what the ``.pth`` beside it gives.
+        published, which gives what the ``.pth`` beside it gives. Linear weights of PaddlePaddle
+        are transposed to PyTorch's (out, in).
 
     Raises:
         CheckpointError: the file is missing, damaged, another than ``sha256`` says, or refers to
@@ -252,7 +255,15 @@ def _download(url: str, path: str, sha256: str) -> None:
 
 
 def _load(path: str, source: str, map_location: Any) -> dict:
+    says_paddle = source.split('?')[0].endswith(paddle.SUFFIX)
+    if says_paddle and is_archive(path):
+        raise CheckpointError(
+            f"{source} is PyTorch's archive and no pickle of PaddlePaddle, whose linear weights "
+            'are transposed. If it holds weights as PyTorch has them, let its name end in .pth.'
+        )
     try:
+        if says_paddle or paddle.is_paddle(path):
+            return paddle.load_paddle(path, map_location, says_paddle)
         (check_archive if is_archive(path) else check_old_file)(path)
         with _only_safe_globals():
             loaded = torch.load(path, map_location=map_location, weights_only=True)
@@ -264,10 +275,22 @@ def _load(path: str, source: str, map_location: Any) -> dict:
                 'it is never run. If you trust its origin, have its author save tensors only '
                 '(torch.save(model.state_dict(), ...)) or as .safetensors.'
             ) from None
+        if _is_page(path):
+            at = f' (kept as {path})' if _url_of(source) else ''
+            raise CheckpointError(
+                f'{source} is a web page and no checkpoint{at}. Some sites, such as Google Drive, '
+                'show one before the file: download that in a browser, and give its path.'
+            ) from None
         raise CheckpointError(
             f'{source} could not be read as a checkpoint; it may be cut off or damaged '
             f'({type(error).__name__}: {str(error).splitlines()[0] if str(error) else "empty"}).'
         ) from error
+
+
+def _is_page(path: str) -> bool:
+    with open(path, 'rb') as file:
+        start = file.read(200)
+    return re.match(rb'(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml)\b', start, re.I) is not None
 
 
 def _load_safetensors(path: str, source: str, map_location: Any) -> dict:

@@ -23,7 +23,7 @@ class _DType:
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         self.dtype = np.dtype(code) if isinstance(code, str) else refuse('odd numpy type')
         if self.dtype.kind not in 'biufc':
-            refuse(f'it holds numpy values of type {code!r}, which are no numbers')
+            refuse(f'it holds numpy values of type {code[:200]!r}, which are no numbers')
 
     def __setstate__(self, state: tuple) -> None:
         _version, order, *rest = state
@@ -32,7 +32,7 @@ class _DType:
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class _Array:
+class Array:
     """Stands in for ``numpy.ndarray``."""
 
     value = None
@@ -53,14 +53,14 @@ class _Buffer:
     def __setstate__(self, state: dict) -> None:
         # Its statistics are those of the class; a file has no say in them.
         log, count = state['_log_history'], state['_count_history']
-        if type(log) is not _Array or type(count) is not _Array:
+        if type(log) is not Array or type(count) is not Array:
             refuse('odd HistoryBuffer')
         self.value = HistoryBuffer(log.value, count.value, int(state['max_length']))
 
 
-def _reconstruct(kind: type, shape: tuple, code: bytes) -> _Array:
+def _reconstruct(kind: type, shape: tuple, code: bytes) -> Array:
     """Stands in for the function of numpy that makes an empty array, of any class."""
-    return _Array() if kind is _Array else refuse('odd kind of numpy array')
+    return Array() if kind is Array else refuse('odd kind of numpy array')
 
 
 def _scalar(dtype: _DType, data: bytes) -> np.generic:
@@ -87,7 +87,7 @@ SAFE_GLOBALS = [
     (_Buffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
     (_getattr, 'builtins.getattr'),
     (_empty_bytes, 'builtins.bytes'),
-    (_Array, 'numpy.ndarray'),
+    (Array, 'numpy.ndarray'),
     (_DType, 'numpy.dtype'),
     # numpy 1 and 2
     (_reconstruct, 'numpy.core.multiarray._reconstruct'),
@@ -112,10 +112,10 @@ def restored(content: Any, num_bytes: int) -> Any:
         Refused: a tensor is of an odd class, or tensors have many more elements than the file;
             the message names one.
     """
-    return _Restorer(num_bytes).restore(content, ())
+    return Restorer(num_bytes).restore(content, ())
 
 
-class _Restorer:
+class Restorer:
     """Restores each object once; time and memory are linear in the number of objects."""
 
     def __init__(self, num_bytes: int) -> None:
@@ -124,11 +124,11 @@ class _Restorer:
 
     def restore(self, value: Any, path: tuple[Any, ...]) -> Any:
         if id(value) not in self.done:
-            self.done[id(value)] = value, self._made(value, path)
+            self.done[id(value)] = value, self.made(value, path)
         return self.done[id(value)][1]
 
-    def _made(self, value: Any, path: tuple[Any, ...]) -> Any:
-        if isinstance(value, (_Array, _Buffer)):
+    def made(self, value: Any, path: tuple[Any, ...]) -> Any:
+        if isinstance(value, Array | _Buffer):
             return value.value
         if isinstance(value, _DType):
             return value.dtype
@@ -152,13 +152,13 @@ class _Restorer:
         if type(tensor) not in (Tensor, nn.Parameter):
             refuse(f'{_dotted(path)} is a {type(tensor).__name__}, no plain tensor')
         if not tensor.is_meta:
-            self._count(tensor.numel() * tensor.element_size(), path)
+            self.count(tensor.numel() * tensor.element_size(), path)
         plain = tensor.detach()
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(plain, tensor.requires_grad)
         return plain.requires_grad_(tensor.requires_grad)
 
-    def _count(self, num_bytes: int, path: tuple[Any, ...]) -> None:
+    def count(self, num_bytes: int, path: tuple[Any, ...]) -> None:
         self.bytes_left -= num_bytes
         if self.bytes_left < 0:
             refuse(f'with {_dotted(path)} it holds over {MAX_UNPACKED} times the size of the file')

@@ -95,6 +95,11 @@ def plain(value: Any) -> Any:
 
 ZIPPED, LEGACY, EXPECTED = saved(True), saved(False), plain(checkpoint())
 TENSORS = safetensors.torch.save({'a': torch.arange(6.0), 'b': torch.ones(2, 2)})
+ARRAYS = {'a.weight': np.ones((2, 3), 'f4'), 'b': np.arange(3)}
+PADDLE = [
+    pickle.dumps({**ARRAYS, 'StructuredToParameterName@@': dict.fromkeys(ARRAYS, 'w_0')}, protocol)
+    for protocol in (2, 4)
+]
 
 
 def changed(content: bytes, draw: random.Random) -> bytes:
@@ -233,6 +238,9 @@ KINDS: dict[str, Callable[[random.Random], int]] = {
         changed(ZIPPED, draw), expected=EXPECTED
     ),
     'checkpoint in the old form': lambda draw: read_checkpoint(changed_program(LEGACY, draw)),
+    'arrays of PaddlePaddle': lambda draw: read_checkpoint(
+        changed_program(draw.choice(PADDLE), draw), '.pdparams'
+    ),
     'safetensors': lambda draw: read_checkpoint(changed(TENSORS, draw), '.safetensors'),
     'annotations': read_annotations,
     'images': read_images,
@@ -293,6 +301,7 @@ def warm_up() -> None:
         SystemExit: they are not.
     """
     good = [(ZIPPED, '.pth', EXPECTED), (LEGACY, '.pth', EXPECTED), (TENSORS, '.safetensors')]
+    good += [(content, '.pdparams') for content in PADDLE]
     if any(read_checkpoint(*file) != READ for file in good):
         raise SystemExit('A file that is not changed was refused.')
     codecs.lookup('raw_unicode_escape')  # the form of text in old pickles
@@ -300,6 +309,7 @@ def warm_up() -> None:
     for _ in range(30):
         read_checkpoint(changed(ZIPPED, draw))
         read_checkpoint(changed_program(LEGACY, draw))
+        read_checkpoint(changed_program(draw.choice(PADDLE), draw), '.pdparams')
     sys.addaudithook(watch)
     if in_process(lambda case: read_checkpoint(ZIPPED), range(1))[0].status != READ:
         raise SystemExit('A file that is not changed was refused in a process of its own.')

@@ -1,11 +1,12 @@
-# COCO with masks and the label maps of COCO-stuff, at 400 to 1400 pixels and with InstaBoost
-# (pip install instaboostfast), as HTC++ is trained: one image on each of 16 GPUs.
+# COCO with masks and the label maps of COCO-stuff, at 400 to 1400 pixels and with InstaBoost, as
+# HTC++ is trained: one image on each of 16 GPUs. Label maps do not move with the objects, nor did
+# they in the original.
 _base_ = 'mmdet::_base_/datasets/coco_instance_semantic.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args={{_base_.backend_args}}),
     dict(
-        type='InstaBoost',
+        type='mmfocal.detection.InstaBoost',
         action_candidate=('normal', 'horizontal', 'skip'),
         action_prob=(1, 0, 0),
         scale=(0.8, 1.2),

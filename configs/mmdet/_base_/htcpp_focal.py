@@ -1,5 +1,6 @@
-# HTC++ with Focal-T: Hybrid Task Cascade with four convolutions in its box heads and soft-NMS. The
-# extra attention block of Swin's HTC++ is left out, as in the paper.
+# HTC++ with Focal-T: Hybrid Task Cascade with four convolutions in its box heads and soft-NMS, of
+# proposals, too. Its settings are those of ViT-Adapter's HTC++ with Swin-L. The extra attention
+# block of Swin's HTC++ is left out, as in the paper.
 _base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py', '../../_base_/focal_backbone.py']
 
 custom_imports = dict(imports=['mmfocal', 'mmfocal.detection'], allow_failed_imports=False)
@@ -60,6 +61,33 @@ model = dict(
                 loss_mask=dict(type='CrossEntropyLoss', use_mask=True, loss_weight=1.0),
             )
             for stage in range(3)
+        ],
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms=dict(type='soft_nms')),
+        # With low-quality matches, as the source and mmdet's HTC; its cascades are without.
+        rcnn=[
+            dict(
+                assigner=dict(
+                    type='MaxIoUAssigner',
+                    pos_iou_thr=iou,
+                    neg_iou_thr=iou,
+                    min_pos_iou=iou,
+                    match_low_quality=True,
+                    ignore_iof_thr=-1,
+                ),
+                sampler=dict(
+                    type='RandomSampler',
+                    num=512,
+                    pos_fraction=0.25,
+                    neg_pos_ub=-1,
+                    add_gt_as_proposals=True,
+                ),
+                mask_size=28,
+                pos_weight=-1,
+                debug=False,
+            )
+            for iou in (0.5, 0.6, 0.7)
         ],
     ),
     test_cfg=dict(

@@ -7,8 +7,8 @@ model = dict(
     backbone=dict(
         type='mmfocal.FocalTransformer',
         arch='tiny',
-        # The map of stage 4 is a single window, without tokens for a ring around it.
-        expand_sizes=(3, 3, 3, 0),
+        # The last map is a single window, without tokens for a ring around it.
+        clamp_windows=True,
         drop_path_rate=0.2,
         out_indices=(3,),
     ),

@@ -23,6 +23,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
+# Ratios of an image's own size, at which it is tested.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from mmfocal.utils.config import (
     import_custom_modules,
     is_third_party,
+    package_of,
     parameters_of,
     type_name,
 )
@@ -32,7 +33,11 @@ _COCO = f'COCO 2017: {DATASETS["coco"].how_to_get()}'
 _ADE20K = f'ADE20K: {DATASETS["ade20k"].how_to_get()}'
 SOURCES = {
     'CocoDataset': _COCO,
-    'CocoPanopticDataset': _COCO,
+    'CocoPanopticDataset': (
+        f'{_COCO} Then unpack '
+        'http://images.cocodataset.org/annotations/panoptic_annotations_trainval2017.zip, and '
+        'the two zip files in it, there.'
+    ),
     'ADE20KDataset': _ADE20K,
     'CityscapesDataset': (
         'Cityscapes: Download leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from '
@@ -53,8 +58,10 @@ EMBEDDED = {
 }
 # Files that mmengine reads by running what they say.
 PROGRAMS = ('.pkl', '.pickle', '.yaml', '.yml')
-# What transforms of mmdet import that mmdet does not require.
-PACKAGES = {'InstaBoost': 'instaboostfast', 'Albu': 'albumentations'}
+# What transforms of mmdet import that mmdet does not require, and what pip calls it if that is
+# something else.
+PACKAGES = {'Albu': 'albumentations', 'LoadPanopticAnnotations': 'panopticapi'}
+PIP_NAMES = {'panopticapi': 'git+https://github.com/cocodataset/panopticapi.git'}
 # Transforms and arguments of MMDetection 2.x and MMSegmentation 0.x, and what they are now.
 _PACKS = 'Write PackDetInputs or PackSegInputs at the end of the pipeline instead.'
 FORMER_TRANSFORMS = dict(
@@ -119,7 +126,15 @@ def _check_steps(cfg: Config, dataset: DatasetConfig) -> None:
         if package and not is_third_party(step.kind) and importlib.util.find_spec(package) is None:
             raise UserError(
                 f'{dataset.key}.pipeline: {name} needs a package that is not installed. Run: pip '
-                f'install {package}, or leave this transform out of the config.'
+                f'install {PIP_NAMES.get(package, package)}, or leave this transform out of the '
+                'config.'
+            )
+        if name == 'InstaBoost' and package_of(step.kind) == 'mmdet':
+            raise UserError(
+                f"{dataset.key}.pipeline: mmdet's InstaBoost calls the package instaboostfast, "
+                'which fails from NumPy 1.24 on at the first object in several parts. Write '
+                "type='mmfocal.detection.InstaBoost', which does the same, with the same "
+                'arguments and without the package.'
             )
         if step.kind is None and name in FORMER_TRANSFORMS:
             raise UserError(

@@ -141,6 +141,16 @@ class DatasetConfig:
             is_stock = not self.is_third_party and 'lazy_init' not in reason
             raise UnknownDatasetError(f'cannot be built ({reason})', is_stock) from error
 
+    @property
+    def reads_label_maps(self) -> bool:
+        """Whether ``data_prefix.seg`` matters, which some configs have from a base of theirs."""
+        return not any(
+            type_name(step) == 'LoadAnnotations'
+            and not is_third_party(step)
+            and not step.get('with_seg')
+            for step in _steps(self.settings)
+        )
+
     def paths(self) -> list[str]:
         """Absolute paths of the annotation file and the folders that it reads."""
         try:
@@ -148,7 +158,11 @@ class DatasetConfig:
         except UnknownDatasetError:
             values, below = self.settings, self.settings.get('data_root') or ''
         root, prefixes = values.get('data_root') or '', values.get('data_prefix') or {}
-        prefixes = prefixes.values() if isinstance(prefixes, Mapping) else [prefixes]
+        if isinstance(prefixes, Mapping):
+            unread = set() if self.reads_label_maps else {'seg'}
+            prefixes = [prefix for key, prefix in prefixes.items() if key not in unread]
+        else:
+            prefixes = [prefixes]
         parts = [part for part in (values.get('ann_file'), *prefixes) if part]
         parts = [os.path.join(below, part) for part in parts if isinstance(part, str)]
         # An empty prefix means the root, which is there where a part of it is.

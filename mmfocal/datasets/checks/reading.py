@@ -78,7 +78,7 @@ def _describe_coco(
     return CocoData(
         annotations=os.path.normpath(built.ann_file),
         images=folders.get('img', built.data_root or ''),
-        label_maps=folders['seg'] if given.get('seg') else None,
+        label_maps=folders['seg'] if given.get('seg') and dataset.reads_label_maps else None,
         label_map_suffix=built.seg_map_suffix,
         num_labels=min(numbers, default=None),
         ignored=_ignored(semantic),

@@ -34,6 +34,7 @@ __all__ = ['Cost', 'load_published', 'measure', 'metafile', 'page', 'unpublished
 PUBLISHED = REPOSITORY / 'configs' / 'published.yaml'
 # What published tables count by family, in pixels, height and width.
 IMAGES = {'mmdet': (800, 1280), 'mmseg': (512, 2048), 'mmpretrain': (224, 224)}
+SHAPES = {'mmdet': (128, 128), 'mmseg': (128, 128), 'mmpretrain': (64, 64)}
 FIELDS = {
     *('method', 'backbone', 'epochs', 'box_ap', 'mask_ap', 'multi_scale', 'miou', 'top'),
     *('parameters', 'gflops', 'image', 'unsure', 'tolerance'),
@@ -43,6 +44,9 @@ TITLES = {
     'mmseg': ('config', 'backbone', 'image', 'mIoU', 'multi-scale', 'parameters', 'GFLOPs'),
     'mmpretrain': ('config', 'backbone', 'top-1', 'top-5', 'parameters', 'GFLOPs'),
 }
+OTHERS_TITLES = ('config', 'backbone', 'image', 'parameters', 'GFLOPs', 'what it is')
+# Of configs that no published result belongs to, as papers call them.
+METHODS = {'dino': 'DINO', 'mask2former': 'Mask2Former', 'rtmdet-ins': 'RTMDet-Ins'}
 
 
 @dataclass(frozen=True)
@@ -100,19 +104,28 @@ def measure(name: str, image: Sequence[int] | None = None) -> Cost:
     Args:
         name: as ``'mmdet/focal_maskrcnn_ms-1x.py'`` below ``configs/``, or whatever
             :func:`~mmfocal.engine.config.load_config` finds.
-        image: height and width in pixels, by default what published tables count.
+        image: height and width in pixels, by default what published tables count, or of the drawn
+            shapes.
     """
     config = _load(name)
     family = config.default_scope
-    model = _build(config)
-    count = {
-        'mmdet': detector_flops,
-        'mmseg': segmenter_flops,
-        'mmpretrain': _classifier_flops,
-    }[family]
-    with _SeenKeys(model) as seen:
-        flops = count(model, *(image or IMAGES[family]))
-    return Cost(count_parameters(model), flops, seen.listed_twice)
+    if image is None:
+        image = (SHAPES if 'shapes' in name else IMAGES)[family]
+    key = str(config.model), *image
+    if key not in _COUNTED:  # configs differ in schedules, too
+        model = _build(config)
+        count = {
+            'mmdet': detector_flops,
+            'mmseg': segmenter_flops,
+            'mmpretrain': _classifier_flops,
+        }[family]
+        with _SeenKeys(model) as seen:
+            flops = count(model, *image)
+        _COUNTED[key] = Cost(count_parameters(model), flops, seen.listed_twice)
+    return _COUNTED[key]
+
+
+_COUNTED: dict[tuple[str, int, int], Cost] = {}
 
 
 @functools.cache
@@ -179,10 +192,8 @@ def page(published: Mapping[str, Mapping[str, Any]]) -> str:
         sections.append(f'## {method}\n')
         sections.append(_table(titles, rows))
     sections += [_differences(costs), OTHERS]
-    sections += [
-        f'- [{name}](../configs/{name}){_first_comment(name)}' for name in unpublished(published)
-    ]
-    return '\n'.join(sections) + '\n'
+    sections.append(_table(OTHERS_TITLES, [_other_row(name) for name in unpublished(published)]))
+    return '\n'.join(sections).rstrip() + '\n'
 
 
 METAFILE_HEAD = """# What `mmfocal list` and OpenMMLab's package manager mim know of the models. By
@@ -191,31 +202,27 @@ METAFILE_HEAD = """# What `mmfocal list` and OpenMMLab's package manager mim kno
 """
 
 
-def metafile(
-    published: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, int] | None = None
-) -> str:
+def metafile(published: Mapping[str, Mapping[str, Any]]) -> str:
     """The text of ``configs/metafile.yml``, in the form that OpenMMLab's packages have.
 
     Args:
         published: as :func:`load_published` gives it.
-        parameters: by config, as far as they were counted before.
     """
     paper = dict(
         Title='Focal Self-attention for Local-Global Interactions in Vision Transformers',
         URL='https://arxiv.org/abs/2107.00641',
     )
-    methods = {_head(name): entry['method'] for name, entry in published.items()}
+    methods = METHODS | {_head(name): entry['method'] for name, entry in published.items()}
     models = []
     for name in [*published, *unpublished(published)]:
         config = _load(name)
-        count = (parameters or {}).get(name) or count_parameters(_build(config))
-        entry = published.get(name)
+        entry = published.get(name, {})
         metadata = {
             'Method': methods[_head(name)],
             'Backbone': entry['backbone'] if entry else _backbone(name, config),
             'Tasks': _tasks(config),
             'Training Data': _training_data(name),
-            'Parameters': count,
+            'Parameters': measure(name, entry.get('image')).parameters,
         }
         models.append(
             {
@@ -235,7 +242,7 @@ def _head(name: str) -> str:
     """What configs of one method have in common in their names."""
     if name.startswith('mmpretrain/'):
         return 'classifier'
-    return Path(name).stem.split('_')[1].removesuffix('-fpn')
+    return Path(name).stem.split('_')[1].removesuffix('-fpn').removesuffix('-panoptic')
 
 
 def _backbone(name: str, config: Config) -> str:
@@ -253,8 +260,14 @@ def _tasks(config: Config) -> list[str]:
         return ['Semantic Segmentation']
     if config.default_scope == 'mmpretrain':
         return ['Image Classification']
-    masks = 'mask_head' in config.model.get('roi_head', {})
-    return ['Object Detection', *(['Instance Segmentation'] if masks else [])]
+    evaluators = config.val_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    tasks = ['Object Detection']
+    if any('segm' in each.get('metric', ()) for each in evaluators):
+        tasks.append('Instance Segmentation')
+    if any('Panoptic' in each.type for each in evaluators):
+        tasks.append('Panoptic Segmentation')
+    return tasks
 
 
 def _training_data(name: str) -> str:
@@ -294,11 +307,16 @@ its addition is one FLOP, and regions are the 1000 that the proposal stage may h
 masks, as in other published tables. Figures with a question mark are remembered from the paper and
 could not be looked up.
 
-Batches are of 16 images, 8 GPUs x 2, but for HTC++, 16 GPUs x 1; `--auto-scale-lr` adapts the
-learning rate to others. A result "multi-scale" is that of `tools/test.py --tta`.
+Batches are of 16 images, 8 GPUs x 2, but for HTC++, 16 GPUs x 1, and RTMDet-Ins, 4 GPUs x 32;
+`--auto-scale-lr` adapts the learning rate to others. A result "multi-scale" is that of
+`tools/test.py --tta`.
 """
 
 OTHERS = """## Configs without a published result
+
+Parameters and GFLOPs are counted, for one image of the size that is given: that of the tables
+above, or of the drawn shapes. Those of DINO are of MMDetection 3.3; in OneDL's fork one layer of
+its decoder is twice as wide.
 """
 
 
@@ -334,6 +352,20 @@ def _row(name: str, entry: Mapping[str, Any], cost: Cost) -> list[str]:
         *results,
         compare('parameters', cost.parameters / 1e6) + ' M',
         compare('gflops', cost.gflops),
+    ]
+
+
+def _other_row(name: str) -> list[str]:
+    config = _load(name)
+    image = (SHAPES if 'shapes' in name else IMAGES)[config.default_scope]
+    cost = measure(name)
+    return [
+        f'[{Path(name).stem}](../configs/{name})',
+        _backbone(name, config),
+        ' x '.join(map(str, image)),
+        f'{cost.parameters / 1e6:.1f} M',
+        f'{cost.gflops:.1f}',
+        _first_comment(name),
     ]
 
 
@@ -417,4 +449,4 @@ def _first_comment(name: str) -> str:
         if not line.startswith('#'):
             break
         words.append(line.removeprefix('#').strip())
-    return ': ' + ' '.join(words) if words else ''
+    return ' '.join(words)

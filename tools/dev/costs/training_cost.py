@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tools.dev.costs.complexity import call_detector_parts, ordinary_convolutions
+from tools.dev.costs.complexity import call_detector_parts, ordinary_products
 from tools.dev.timing.measure import moved_bytes, moves_nothing, product_flops
 
 __all__ = ['StepCost', 'StepMeter', 'backbone_cost', 'cost_of_step', 'model_cost']
@@ -224,7 +224,7 @@ def model_cost(
         model = revert_sync_batchnorm(MODELS.build(settings)).train()
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     _without_contents(model, fake)
-    with fake, ordinary_convolutions():  # mmcv's deformable ones know no fake tensors
+    with fake, ordinary_products():  # mmcv's deformable ones know no fake tensors
         images = torch.empty(batch, 3, height, width)
         return cost_of_step(model, partial(LOSSES[scope], model, images), precision)
 
