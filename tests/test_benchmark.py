@@ -29,6 +29,7 @@ from tools.dev.timing.measure import (
 )
 from tools.dev.timing.parts import Report, Settings
 from tools.dev.timing.performance import draw_ratios
+from tools.dev.timing.tables import sizes_of_training
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device('cpu')
@@ -187,7 +188,7 @@ def test_every_backend_is_timed_on_the_stages_of_the_model(mode):
 def test_quick_benchmark_from_end_to_end(tmp_path):
     files = {name: tmp_path / 'out' / f'report.{name}' for name in ('json', 'md', 'png')}
     command = [sys.executable, '-m', 'tools.dev.benchmark', '--quick', '--parts', 'models']
-    command += ['memory', 'op', 'limits']
+    command += ['memory', 'op', 'limits', 'tables']
     command += ['--json', files['json'], '--markdown', files['md'], '--plot', files['png']]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -200,9 +201,21 @@ def test_quick_benchmark_from_end_to_end(tmp_path):
     groups = {row['model']: row['groups'] for row in data['limits']['models']}
     assert groups['Focal-T']['attention, backward']['flops'] > 0
     assert groups['Focal-T']['attention, forward']['seconds'] > 0
+    tables = {(row['model'], row['backend']): row for row in data['tables']}
+    assert all(len(row['times']) == len(row['bytes']) == 5 for row in tables.values())
+    focal = tables['Focal-T, detection windows', 'gather_sdpa']
+    assert 4 * 10 < max(focal['operators']) < 4 * 40 and min(focal['bytes']) > 2**20
     for title in ('Inference', 'Training step', 'Memory of a training step', 'time and its limit'):
         assert title in files['md'].read_text() and title in done.stdout
     assert files['png'].read_bytes().startswith(b'\x89PNG')
+
+
+def test_sizes_of_training_are_those_that_batches_have():
+    sizes = sizes_of_training(300)
+    assert len({*sizes}) == 300 and sizes == sizes_of_training(300)
+    assert all(480 <= min(size) <= 800 and max(size) <= 1344 for size in sizes)
+    assert all(side % 32 == 0 for size in sizes for side in size)
+    assert any(h > w for h, w in sizes) and any(h < w for h, w in sizes)
 
 
 def test_serving_times_runtimes_in_turn_for_each_batch(monkeypatch):

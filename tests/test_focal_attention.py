@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from test_geometry import names_of_tokens
+from test_geometry import names_of_tokens, outputs_of
 from torch.library import opcheck
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -97,9 +97,32 @@ def test_outputs_are_the_oracles(backend, name, size):
     rows = {name: row for row, name in enumerate(names_of_tokens(keys))}
     arrays = (t.detach().double().cpu().numpy() for t in (*packed.unbind(2), bias))
     expected = oracle.attention(*arrays, windows=windows, rows=rows, scale=0.3)
-    assert len(expected) == out.shape[0] * out.shape[1] * out.shape[2]
-    for (image, name_, head), vector in expected.items():
-        np.testing.assert_allclose(out[image, rows[name_], head], vector, atol=tolerance)
+    height, width = size
+    assert out.shape == (2, height * width, 2, HEAD_DIM)
+    wanted = np.full_like(out, np.nan)
+    for (image, (_, row, col), head), vector in expected.items():
+        if row < height and col < width:  # no output for padding
+            wanted[image, row * width + col, head] = vector
+    np.testing.assert_allclose(out, wanted, rtol=1e-7, atol=tolerance)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('name', ['published', 'shift', 'closest'])
+def test_padding_asks_nothing(backend, name):
+    """What padding would ask with changes no output, and it gets no gradient for it."""
+    size = (5, 9)
+    packed, keys, bias = random_case(GEOMETRIES[name], size, dtype=finest(backend)[0])
+    on_map = torch.zeros(keys.padded_size, dtype=torch.bool, device=DEVICE)
+    on_map[: size[0], : size[1]] = True
+    padding = ~on_map.flatten()
+    assert padding.any()
+    out = run(packed, keys, bias, backend)
+    changed = packed.detach().clone()
+    changed[:, : keys.num_map_tokens, 0][:, padding] = 3.0
+    assert torch.equal(run(changed, keys, bias, backend), out)
+    (grad,) = torch.autograd.grad(out, packed, torch.randn_like(out))
+    grad = grad[:, : keys.num_map_tokens, 0]
+    assert (grad[:, padding] == 0).all() and (grad[:, ~padding] != 0).any()
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -113,14 +136,15 @@ def test_each_window_has_the_bias_of_its_columns(backend, name, size):
     assert len(tables.columns.unique()) == bias.shape[2]
     query, key, value = (t.transpose(1, 2) for t in packed.unbind(2))  # (B, nH, L, D)
     for window in range(keys.num_windows):
-        queries, index = tables.queries[window], tables.index[window]
+        outputs, index = outputs_of(keys)[window].to(DEVICE), tables.index[window]
+        queries = tables.queries[window][outputs >= 0]
         expected = scaled_dot_product_attention(
             query[:, :, queries],
             key[:, :, index],
             value[:, :, index],
-            bias[None, :, :, tables.columns[window]],
+            bias[None, :, :, tables.columns[window]][:, :, outputs >= 0],
         )
-        got = out[:, queries].transpose(1, 2)
+        got = out[:, outputs[outputs >= 0]].transpose(1, 2)
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -146,7 +170,7 @@ def test_lower_precision_follows_float64(backend, name, dtype):
     exact, keys, exact_bias = random_case(GEOMETRIES[name], (5, 9))
     packed = exact.detach().to(dtype).requires_grad_()
     bias = exact_bias.detach().float().requires_grad_()  # as autocast hands it over
-    upstream = torch.randn(exact.shape[0], keys.num_map_tokens, *exact.shape[3:]).to(exact)
+    upstream = torch.randn(exact.shape[0], keys.num_outputs, *exact.shape[3:]).to(exact)
 
     expected = run(exact, keys, exact_bias, 'reference')
     expected.backward(upstream)
@@ -213,24 +237,20 @@ def test_values_of_one_give_one(backend, name):
     packed, keys, bias = random_case(GEOMETRIES[name], (5, 9), dtype=dtype)
     with torch.no_grad():
         packed[:, :, 2] = 1
-    out = run(packed, keys, bias, backend)
-    tables = keys.tables(DEVICE)
-    sees_any = tables.allowed().any(dim=-1).expand(-1, keys.num_queries)
-    sees_any = sees_any.flatten()[tables.inverse]
-    expected = sees_any[None, :, None, None].expand_as(out).to(dtype)
-    torch.testing.assert_close(out.detach(), expected, rtol=0, atol=tolerance)
+    out = run(packed, keys, bias, backend).detach()
+    torch.testing.assert_close(out, torch.ones_like(out), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-def test_queries_without_keys_give_zero_and_no_gradient(backend):
+def test_queries_without_keys_are_padding_and_disturb_nobody(backend):
     packed, keys, bias = random_case(GEOMETRIES['keyless'], (5, 9), dtype=finest(backend)[0])
     tables = keys.tables(DEVICE)
-    keyless = ~tables.allowed().any(dim=-1).flatten()[tables.inverse]
-    assert keyless.any()
+    keyless = ~tables.allowed().any(dim=-1)
+    assert keyless.any() and (outputs_of(keys).to(DEVICE)[keyless] == -1).all()
     out = run(packed, keys, bias, backend)
-    assert (out[:, keyless] == 0).all()
-    out[:, keyless].sum().backward()
-    assert (packed.grad == 0).all() and (bias.grad == 0).all()
+    grads = torch.autograd.grad(out.square().sum(), (packed, bias))
+    assert all(each.isfinite().all() for each in (out, *grads))
+    assert (grads[0][:, tables.queries[keyless]] == 0).all()
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -258,12 +278,31 @@ def test_gradient_of_expanded_output(backend):
 @pytest.mark.parametrize('name', GEOMETRIES)
 def test_two_runs_are_equal_bit_for_bit(backend, name):
     packed, keys, bias = random_case(GEOMETRIES[name], (5, 6), dtype=torch.float32)
-    upstream = torch.randn(2, keys.num_map_tokens, 3, HEAD_DIM, device=DEVICE)
+    upstream = torch.randn(2, keys.num_outputs, 3, HEAD_DIM, device=DEVICE)
     runs = []
     for _ in range(2):
         out = run(packed, keys, bias, backend)
         runs.append((out, *torch.autograd.grad(out, (packed, bias), upstream)))
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@pytest.mark.skipif('triton' not in BACKENDS, reason='no kernels run here')
+@pytest.mark.parametrize('name', ['shift', 'closest'])
+@pytest.mark.parametrize('images', [1, 2, 3])
+def test_gradients_are_the_same_for_any_number_of_programs(name, images, monkeypatch):
+    """Three images of four windows: a program takes some windows, or a window of some images."""
+    from mmfocal.ops.triton import backward_pass
+
+    packed, keys, bias = random_case(GEOMETRIES[name], (5, 6), 3, heads=1, dtype=torch.float32)
+    assert keys.num_windows == 4
+    tiles = -(-keys.num_keys // 64)
+    monkeypatch.setattr(backward_pass, 'KEY_PROGRAMS', tiles * 4 * 3 // images)
+    out = run(packed, keys, bias, 'triton')
+    upstream = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (packed, bias), upstream)
+    expected = torch.autograd.grad(run(packed, keys, bias, 'reference'), (packed, bias), upstream)
+    for got, want in zip(grads, expected, strict=True):
+        assert (got - want).norm() <= 16 * torch.finfo(torch.float32).eps * want.norm()
 
 
 @pytest.mark.parametrize('backend', [b for b in BACKENDS if b != 'reference'])
@@ -299,7 +338,7 @@ def test_masked_padding_may_hold_anything(backend):
     dtype, tolerance = finest(backend)
     geometry = FocalGeometry(window_size=4, expand_size=2, focal_window=3, border='mask')
     packed, keys, bias = random_case(geometry, (5, 6), dtype=dtype)
-    upstream = torch.randn(2, keys.num_map_tokens, 3, HEAD_DIM, device=DEVICE, dtype=dtype)
+    upstream = torch.randn(2, keys.num_outputs, 3, HEAD_DIM, device=DEVICE, dtype=dtype)
     out = run(packed, keys, bias, backend)
     expected = torch.autograd.grad(out, (packed, bias), upstream)
 
@@ -333,7 +372,7 @@ def test_gradient_of_one_argument_alone(backend, needed):
 def test_no_images_give_nothing(backend):
     packed, keys, bias = random_case(GEOMETRIES['published'], (4, 9), 0, dtype=torch.float32)
     out = run(packed, keys, bias, backend)
-    assert out.shape == (0, keys.num_map_tokens, 3, HEAD_DIM)
+    assert out.shape == (0, keys.num_outputs, 3, HEAD_DIM)
     grads = torch.autograd.grad(out.sum(), (packed, bias))
     assert grads[0].shape == packed.shape and torch.equal(grads[1], torch.zeros_like(bias))
 
@@ -447,6 +486,13 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
     packed, bias = change(packed, bias)
     with pytest.raises(ValueError, match=message):
         focal_attention(packed, keys, bias)
+
+
+@pytest.mark.parametrize('scale', [0, -0.5, float('nan')])
+def test_scale_that_is_not_positive_is_refused(scale):
+    packed, keys, bias = random_case(GEOMETRIES['published'], (3, 4))
+    with pytest.raises(ValueError, match=f'scale must be positive, got {scale}'):
+        focal_attention(packed, keys, bias, scale=scale)
 
 
 def test_bias_without_all_columns_is_refused():

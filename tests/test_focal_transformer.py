@@ -263,14 +263,15 @@ def test_setting_of_wrong_type_is_named():
 
 
 def compiler_and_eager_agree(model, compiled, image):
-    """Outputs and gradients of both."""
+    """Outputs and gradients of both; those of the compiled one are the same bits in every run."""
     runs = []
-    for run in (model, compiled):
+    for run in (model, compiled, compiled):
         outs = run(image)
         score = sum(out.square().mean() for out in outs)
         runs.append([*outs, *torch.autograd.grad(score, list(run.parameters()))])
-    for got, expected in zip(*runs, strict=True):
+    for expected, got, again in zip(*runs, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        assert torch.equal(got, again)
 
 
 needs_compiler = pytest.mark.skipif(

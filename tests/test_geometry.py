@@ -5,9 +5,11 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmfocal.geometry import FocalGeometry
-from mmfocal.geometry.focal import MAX_CACHED_TABLES, _cached_tables
+from mmfocal.geometry import FocalGeometry, KeyTables
+from mmfocal.geometry.caching import TableCache
+from mmfocal.geometry.tables import readers_of
 
 SETTINGS = {
     'published': FocalGeometry(focal_window=7),
@@ -35,6 +37,14 @@ def names_of_tokens(keys):
     for level, (rows, cols) in enumerate(keys.pooled_sizes, start=1):
         names += [('cell', level, row, col) for row in range(rows) for col in range(cols)]
     return names
+
+
+def outputs_of(keys):
+    """Row of each query in the output, int64 ``(nW, Wh * Ww)``; -1 for padding."""
+    (height, width), (_, padded_width) = keys.map_size, keys.padded_size
+    queries = keys.tables().queries
+    row, col = queries // padded_width, queries % padded_width
+    return torch.where((row < height) & (col < width), row * width + col, -1)
 
 
 def assert_as_oracle(geometry, height, width):
@@ -89,10 +99,72 @@ def test_keys_are_the_oracles_on_large_maps(height, width):
 @pytest.mark.parametrize('size', [(1, 1), (7, 7), (13, 20)])
 def test_every_token_is_a_query_once(name, size):
     keys = SETTINGS[name].keys(*size)
-    queries, inverse = keys.tables().queries.flatten(), keys.tables().inverse
+    queries = keys.tables().queries.flatten()
     assert keys.num_map_tokens == keys.padded_size[0] * keys.padded_size[1]
     assert torch.equal(queries.sort().values, torch.arange(keys.num_map_tokens))
-    assert torch.equal(queries[inverse], torch.arange(keys.num_map_tokens))
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('size', [(1, 1), (7, 7), (13, 20)])
+def test_every_token_of_the_map_has_an_output_and_padding_has_none(name, size):
+    keys = SETTINGS[name].keys(*size)
+    expected = outputs_of(keys)
+    assert keys.num_outputs == size[0] * size[1] == (expected >= 0).sum()
+    outputs = keys.make_lists(torch.device('cpu'), 1).outputs
+    assert torch.equal(outputs.long(), expected)
+    of_map = expected.flatten()[keys.tables().inverse]
+    assert torch.equal(of_map, torch.arange(keys.num_outputs))
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('size', [(1, 1), (7, 7), (13, 20)])
+def test_lists_are_the_tables_with_filling(name, size):
+    keys = SETTINGS[name].keys(*size)
+    tables = keys.tables()
+    lists = keys.make_lists(torch.device('cpu'), 32)
+    listed = [lists.queries, lists.outputs, lists.keys]
+    wanted = [tables.queries, outputs_of(keys), tables.index.masked_fill(~tables.valid, -1)]
+    for got, want in zip(listed, wanted, strict=True):
+        count = want.shape[1]
+        assert got.dtype == torch.int32 and got.is_contiguous()
+        assert got.shape[1] % 32 == 0 and got.shape[1] - count < 32
+        assert torch.equal(got[:, :count].long(), want) and (got[:, count:] == -1).all()
+    if tables.region is None:
+        assert lists.regions is None
+    else:
+        assert torch.equal(lists.regions[:, : keys.num_keys].long(), tables.region)
+        assert (lists.regions[:, keys.num_keys :] == 0).all()
+
+
+@pytest.mark.parametrize('name', SETTINGS)
+@pytest.mark.parametrize('size', [(1, 1), (7, 7), (13, 20)])
+def test_graphs_compute_the_same_tables(name, size, monkeypatch):
+    keys = SETTINGS[name].keys(*size)
+    expected = vars(keys.make_tables('cpu'))
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    for what, value in vars(keys.make_tables('cpu')).items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == expected[what].dtype and torch.equal(value, expected[what])
+        else:
+            assert value == expected[what]
+
+
+def test_tables_are_made_of_few_operators():
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += not function.is_view
+            return function(*args, **(kwargs or {}))
+
+    keys = FocalGeometry(focal_window=15).keys(50, 84)
+    with Counter() as counter:
+        lists = keys.make_lists(torch.device('cpu'), 64)
+        readers_of(lists.keys[:, : keys.num_keys], keys.num_tokens)
+    # Queries, outputs and keys as sums with -1 for what is missing; then a copy without filling,
+    # which counts twice, a sort, and where each number begins. On a GPU there is a copy from the
+    # host besides.
+    assert counter.count <= 12
 
 
 @pytest.mark.parametrize('name', SETTINGS)
@@ -100,13 +172,11 @@ def test_every_token_is_a_query_once(name, size):
 def test_readers_are_the_index_the_other_way_round(name, size):
     tables = SETTINGS[name].keys(*size).tables()
     entries, offsets = (t.tolist() for t in tables.readers)
-    assert sorted(entries) == list(range(tables.index.numel()))
-    assert offsets[0] == 0 and offsets[-1] == tables.num_valid
+    assert offsets[0] == 0 and offsets[-1] == len(entries) == tables.num_valid
     index, valid = tables.index.flatten().tolist(), tables.valid.flatten().tolist()
     for token in range(tables.num_tokens):
         readers = entries[offsets[token] : offsets[token + 1]]
         assert readers == [i for i in sorted(readers) if valid[i] and index[i] == token]
-    assert not any(valid[i] for i in entries[offsets[-1] :])
 
 
 def test_what_windows_see_is_told_in_short():
@@ -165,14 +235,39 @@ def test_sources_cover_the_key_axis_in_order():
     assert [s.start for s in sources.values()] == [0, 49, 169, 194]
 
 
-def test_tables_are_cached_per_size_and_bounded():
+def test_tables_are_cached_per_size():
     geometry = FocalGeometry()
     assert geometry.keys(9, 9).tables() is geometry.keys(9, 9).tables('cpu')
     assert geometry.keys(9, 9).tables() is FocalGeometry().keys(9, 9).tables()
     assert geometry.keys(9, 9).tables() is not geometry.keys(9, 10).tables()
-    for side in range(1, MAX_CACHED_TABLES + 9):
-        geometry.keys(1, side).tables()
-    assert _cached_tables.cache_info().currsize == MAX_CACHED_TABLES
+
+
+def test_cache_is_bounded_by_bytes_of_tables_with_their_readers():
+    keys = [FocalGeometry().keys(30, side) for side in range(20, 60)]
+    largest = keys[-1].make_tables('cpu').bytes()
+    limit = 10 * largest
+    cache = TableCache(lambda keys, device: keys.make_tables(device), KeyTables.bytes, limit)
+    for each in keys:
+        tables = cache.get(each, 'cpu')
+        before = tables.bytes()
+        listed = tables.readers
+        assert tables.bytes() == before > sum(each.nbytes for each in listed)
+        assert cache.get(each, 'cpu') is tables
+        assert sum(each.bytes() for each in cache) <= limit
+    kept = [*cache]
+    assert len(kept) >= 10 and kept[-1] is tables
+    assert cache.get(keys[-2], 'cpu') is kept[-2]
+    assert cache.get(keys[0], 'cpu') is not cache.get(keys[-1], 'cpu')
+    assert [*cache][-2].num_tokens == keys[0].num_tokens
+
+
+def test_one_table_is_kept_whatever_it_takes():
+    cache = TableCache(lambda keys, device: keys.make_tables(device), KeyTables.bytes, 1)
+    first, second = (FocalGeometry().keys(9, side) for side in (9, 10))
+    tables = cache.get(first, 'cpu')
+    assert cache.get(first, 'cpu') is tables
+    assert cache.get(second, 'cpu') is cache.get(second, 'cpu')
+    assert cache.get(first, 'cpu') is not tables
 
 
 def test_tables_made_in_inference_mode_serve_training():

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mmfocal import FocalTransformer, FocalTransformerFast
 from mmfocal.datasets import prepare_shapes
 from mmfocal.geometry import ClosestGeometry, FocalGeometry, FocalKeys, WindowGeometry
+from mmfocal.geometry.closest import cached_offsets
 from mmfocal.ops import focal_attention
 from mmfocal.weights.safe_loading import load_checkpoint_file
 
@@ -101,7 +102,7 @@ def random_inputs(case: Case, dtype: torch.dtype = torch.bfloat16) -> Inputs:
         torch.randn(case.batch, keys.num_tokens, 3, *row, device=DEVICE).to(dtype),
         keys,
         torch.randn(case.heads, keys.num_queries, columns, device=DEVICE),
-        torch.randn(case.batch, keys.num_map_tokens, *row, device=DEVICE).to(dtype),
+        torch.randn(case.batch, keys.num_outputs, *row, device=DEVICE).to(dtype),
     )
 
 
@@ -310,7 +311,8 @@ def test_graph_outlives_the_cache_of_tables():
 
 
 def replay_model_after_many_sizes() -> bool:
-    """The same for a model whose position bias reads tables, too."""
+    """The same for a model whose position bias reads tables, too, of which few are kept."""
+    cached_offsets.limit = 2**14
     arch = dict(embed_dims=16, depths=(1, 1, 1, 1), num_heads=(1, 2, 2, 4))
     model = FocalTransformerFast(arch, top_k=20, drop_path_rate=0.0).to(DEVICE).eval()
     image = torch.randn(1, 3, 64, 96, device=DEVICE)
@@ -451,6 +453,15 @@ def test_compiled_blocks_give_what_eager_ones_do(backbone):
     model.compile_blocks(fullgraph=True)
     for name, error in errors(training_step(model, image), exact).items():
         assert error <= 4 * EPS + 2 * of_eager[name], (name, error, of_eager[name])
+
+
+@each_backbone
+def test_compiled_blocks_give_the_same_bits_again(backbone, deterministic):
+    arch = dict(embed_dims=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
+    model, image = made(backbone, 'auto', arch), torch.randn(2, 3, 96, 128, device=DEVICE)
+    model.compile_blocks(fullgraph=True)
+    first, second = training_step(model, image), training_step(model, image)
+    assert not [name for name in first if not torch.equal(first[name], second[name])]
 
 
 # --- Tools ----------------------------------------------------------------------------------

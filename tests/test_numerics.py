@@ -94,6 +94,23 @@ def test_extremes_follow_float64(backend, dtype, name, case):
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('dtype', LOW)
+@pytest.mark.parametrize('scale', [2.0**-10, 2.0**-6, 1.0, 2.0**10])
+def test_bias_counts_the_same_whatever_the_scale(backend, dtype, scale):
+    """A bias of 70 to 76, which over a small scale float16 cannot hold, nor tell over a large."""
+    if why_not(backend, DEVICE, dtype, HEAD_DIM):
+        pytest.skip(why_not(backend, DEVICE, dtype, HEAD_DIM))
+    keys = GEOMETRIES['closest'].keys(5, 6)
+    qkv, bias = (t.to(DEVICE) for t in extremes('moderate', keys, 2, dtype))
+    qkv[:, :, :2] = (qkv[:, :, :2] / scale).clamp(-1, 1) * (scale <= 1)
+    bias += 73
+    out = run(qkv.to(dtype), keys, bias.float(), backend, scale=scale)
+    expected = run(qkv, keys, bias, 'reference', scale=scale)
+    assert (out.double() - expected).abs().max() <= 8 * torch.finfo(dtype).eps
+    assert expected.std(dim=1).min() > 0.1
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
 def test_single_key_gives_its_value(backend):
     """A map of one token, without ring: whatever the score, the only weight is 1."""
     dtype, _ = finest(backend)
@@ -136,3 +153,86 @@ def test_mixed_precision_follows_float64(model, attention_backend, dtype):
         assert got.isfinite().all()
         error = (got.double() - want).square().mean().sqrt()
         assert error < 8 * torch.finfo(dtype).eps * want.square().mean().sqrt()
+
+
+# --- Products of float32 on a GPU --------------------------------------------------------------
+
+
+def as_tf32(x):
+    """Rounded to the 11 bits of TensorFloat-32, halves away from zero, as ``cvt.rna.tf32.f32``."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def one_of_tf32(left, right):
+    return as_tf32(left) @ as_tf32(right)
+
+
+def three_of_tf32(left, right):
+    """As Triton's tf32x3: without the product of what both roundings left over."""
+    (large_left, large_right) = (as_tf32(each) for each in (left, right))
+    rest_left, rest_right = as_tf32(left - large_left), as_tf32(right - large_right)
+    return large_left @ large_right + large_left @ rest_right + rest_left @ large_right
+
+
+def attention_of_windows(qkv, keys, bias, upstream_of, multiply):
+    """Output of each window and gradients of qkv and bias, with ``multiply`` for all products.
+
+    As the kernels go about it: weights from the scores, and dS = P * (dP - rowsum(dO * O)).
+    """
+    tables, scale = keys.tables(), HEAD_DIM**-0.5
+    query, key, value = (each.transpose(1, 2) for each in qkv.unbind(2))  # (B, nH, L, D)
+    q, k, v = query[:, :, tables.queries], key[:, :, tables.index], value[:, :, tables.index]
+    columns = torch.arange(keys.num_keys) if tables.columns is None else tables.columns
+    of_window = bias[:, :, columns].movedim(1, -2)  # (nH, [nW,] Wh * Ww, N)
+    of_window = of_window[:, None] if tables.columns is None else of_window
+    scores = multiply(q, k.mT) * scale + of_window
+    weights = scores.masked_fill(~tables.allowed(), -torch.inf).softmax(-1).nan_to_num(0.0)
+    out = multiply(weights, v)
+    grad_out = upstream_of(out)
+    grad_scores = weights * (multiply(grad_out, v.mT) - (grad_out * out).sum(-1, keepdim=True))
+    grads = torch.zeros_like(qkv).permute(2, 0, 3, 1, 4)  # (3, B, nH, L, D)
+    for grad, places, rows in (
+        (grads[0], tables.queries, multiply(grad_scores, k) * scale),
+        (grads[1], tables.index, multiply(grad_scores.mT, q) * scale),
+        (grads[2], tables.index, multiply(weights.mT, grad_out)),
+    ):
+        grad.index_add_(2, places.flatten(), rows.flatten(2, 3))
+    return out, grads, grad_scores.sum(0)
+
+
+@pytest.mark.parametrize('name', GEOMETRIES)
+def test_three_products_of_tf32_keep_to_the_tolerance_of_float32(name):
+    """And one does not: test_lower_precision_follows_float64 finds it out on a GPU.
+
+    A factor is cut into a large and a small part, which is at most 2 ** -11 of it and rounded by
+    as much of itself. A product is then off by 2 ** -22 for each of both roundings, and by as much
+    for the product of the small parts: 6 eps at most. Scores are off by that times the sum of
+    ``scale * |q k|``, weights by twice as much as scores. Outputs and gradients sum over hundreds
+    of them, whose signs are a matter of chance, so that of their norm some eps are off: here up to
+    3, on an H200 up to 4, where 16 are allowed.
+    """
+    geometry = GEOMETRIES[name]
+    keys = geometry.keys(2 * geometry.window_size, 3 * geometry.window_size)
+    exact = torch.randn(2, keys.num_tokens, 3, 3, HEAD_DIM).double()
+    bias = torch.randn(3, keys.num_queries, keys.num_bias_columns('cpu')).double()
+    upstream = []
+
+    def upstream_of(out):
+        upstream.extend([] if upstream else [torch.randn(out.shape)])
+        return upstream[0].to(out.dtype)
+
+    wanted = attention_of_windows(exact, keys, bias, upstream_of, torch.matmul)
+    by_op = run(exact, keys, bias, 'reference')  # that this is focal attention at all
+    windows = by_op[:, keys.tables().queries].movedim(-2, 1)
+    torch.testing.assert_close(wanted[0], windows, rtol=1e-12, atol=1e-12)
+
+    eps = torch.finfo(torch.float32).eps
+    inputs = exact.float(), keys, bias.float(), upstream_of
+
+    def worst(multiply):
+        found = attention_of_windows(*inputs, multiply)
+        pairs = zip(found, wanted, strict=True)
+        return max(float((a.double() - b).norm() / b.norm()) for a, b in pairs)
+
+    assert worst(three_of_tf32) <= 8 * eps
+    assert worst(one_of_tf32) > 16 * eps

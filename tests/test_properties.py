@@ -65,7 +65,10 @@ def test_tables_are_sound(geometry, size):
     assert tables.index.min() >= 0 and tables.index.max() < keys.num_tokens
     # Every token of the padded map asks once, and the output goes back to where it came from.
     queries = tables.queries.flatten()
-    assert torch.equal(queries[tables.inverse], torch.arange(keys.num_map_tokens))
+    assert torch.equal(queries.sort().values, torch.arange(keys.num_map_tokens))
+    rows, cols = (torch.arange(side) for side in size)
+    on_map = (rows[:, None] * keys.padded_size[1] + cols).flatten()
+    assert torch.equal(queries[tables.inverse], on_map)
     assert keys.padded_size[0] - size[0] < geometry.window_size
     assert keys.padded_size[1] - size[1] < geometry.window_size
     if getattr(geometry, 'border', None) == 'wrap':

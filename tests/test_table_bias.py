@@ -68,6 +68,20 @@ def test_two_runs_give_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_compiled_runs_give_the_bits_of_eager_ones():
+    """Where PyTorch's own gradient of indexing would add in no order at all on a GPU."""
+    bias = bias_of(GEOMETRIES['published'])
+    upstream = torch.randn(bias().shape, device=DEVICE)
+    backend = 'inductor' if DEVICE.type == 'cuda' else 'aot_eager'
+    compiled = torch.compile(lambda: bias(fused=True), backend=backend, fullgraph=True)
+    runs = [
+        (out, *torch.autograd.grad(out, [*bias.parameters()], upstream))
+        for out in (bias(fused=True), compiled(), compiled())
+    ]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_give_what_they_do_in_pytorch(value):
     bias = bias_of(GEOMETRIES['published'])

@@ -6,7 +6,6 @@ test_triton.py runs this file.
 
 import copy
 import os
-import re
 from functools import partial
 from pathlib import Path
 
@@ -360,77 +359,3 @@ def test_compiled_layers_hold_the_op_whole():
     torch.testing.assert_close(compiled(x, keys, fused=True), expected)
     assert targets.count(torch.ops.mmfocal.focal_tokens) == 1
     assert torch.nn.functional.pad not in targets and torch.cat not in targets
-
-
-# --- Compiled without a GPU -------------------------------------------------------------------
-
-NUMBERS = {torch.float32: '*fp32', torch.float16: '*fp16', torch.bfloat16: '*bf16'}
-
-
-def compile_for(name, architecture, x_dtype, dtype, channels, window):
-    """Compiles a kernel of tokens; its registers, bytes that are spilled, and PTX."""
-    triton = pytest.importorskip('triton', reason='Triton is not installed')
-    from test_triton import assemble
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from mmfocal.ops.triton import tokens_pass
-
-    function = getattr(tokens_pass, name)
-    plan = tokens_pass.plan_of(2, 200, 336, channels, window)
-    constants, options = plan.constants | dict(X_GRAD=True, POOL_GRAD=True), plan.options
-    if name == 'sum_partials_kernel':
-        constants = dict(WINDOW=window, SUM_BLOCK=tokens_pass.SUM_BLOCK)
-        launch = tokens_pass.SUM_LAUNCH
-        options = dict(num_warps=launch.num_warps, num_stages=launch.num_stages)
-    names = function.arg_names
-    constants = {name: value for name, value in constants.items() if name in names}
-    types = dict.fromkeys((n for n in names if n.endswith('_ptr')), '*fp32')
-    types |= dict.fromkeys(('x_ptr', 'grad_x_ptr'), NUMBERS[x_dtype])
-    types |= dict.fromkeys(('tokens_ptr', 'grad_tokens_ptr'), NUMBERS[dtype])
-    types |= dict.fromkeys(constants, 'constexpr')
-    source = ASTSource(
-        fn=function,
-        signature={name: types.get(name, 'i32') for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): [['tt.divisibility', 16]] for i, n in enumerate(names) if n.endswith('_ptr')},
-    )
-    made = triton.compile(source, target=GPUTarget('cuda', architecture, 32), options=options)
-    report = assemble(made.asm['ptx'])
-    spills = re.search(r'(\d+) bytes spill stores, (\d+) bytes spill loads', report)
-    registers = int(re.search(r'Used (\d+) registers', report)[1])
-    return registers, max(map(int, spills.groups())), made.asm['ptx']
-
-
-@pytest.mark.parametrize('architecture', [80, 90])
-@pytest.mark.parametrize(
-    'x_dtype, dtype',
-    [
-        (torch.float32, torch.bfloat16),
-        (torch.float32, torch.float32),
-        (torch.float16, torch.float16),
-    ],
-    ids=['autocast', 'float32', 'float16'],
-)
-@pytest.mark.parametrize('channels, window', [(96, 7), (192, 7), (768, 7), (96, 12)])
-def test_kernels_compile_to_what_was_planned(channels, window, x_dtype, dtype, architecture):
-    if INTERPRETED:
-        pytest.skip('the interpreter compiles nothing')
-    call = (architecture, x_dtype, dtype, channels, window)
-    registers, spilled, ptx = compile_for('tokens_kernel', *call)
-    assert spilled == 0 and registers <= 64  # 1024 threads at least
-    assert 'ld.global.v4' in ptx and 'st.global.v4' in ptx
-    registers, spilled, ptx = compile_for('tokens_grad_kernel', *call)
-    assert spilled == 0 and registers <= 128  # 512
-    assert len(re.findall(r'ld\.global\.v4', ptx)) >= 4 and 'st.global.v4' in ptx
-    # What is divided are numbers of windows and blocks, one for all threads.
-    assert len(re.findall(r'\bdiv\.', ptx)) <= 4
-
-
-@pytest.mark.parametrize('architecture', [80, 90])
-def test_the_sum_compiles(architecture):
-    if INTERPRETED:
-        pytest.skip('the interpreter compiles nothing')
-    call = (architecture, torch.float32, torch.float32, 96, 7)
-    registers, spilled, _ = compile_for('sum_partials_kernel', *call)
-    assert spilled == 0 and registers <= 64

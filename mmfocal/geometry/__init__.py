@@ -5,7 +5,8 @@
 """
 
 from .closest import ClosestGeometry, ClosestKeys
-from .focal import FocalGeometry, FocalKeys, KeyTables, WindowGeometry, fit_to_map
+from .focal import FocalGeometry, FocalKeys, WindowGeometry, fit_to_map
+from .tables import KeyTables
 
 __all__ = [
     'ClosestGeometry',

@@ -14,19 +14,26 @@ Source: ``get_topk_closest_indice`` and ``WindowAttention`` of the authors'
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import product
 from math import ceil, isqrt
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmfocal.utils.checks import require
 
-from .focal import FocalKeys, KeyTables, WindowGeometry, grid_positions, inverse_order
+from .caching import TableCache, bytes_of
+from .focal import FocalKeys, WindowGeometry
+from .tables import Array, Arrays, KeyTables, WindowLists
 
 # Pairs of a window and a token up to which keys are chosen as the authors do: 50 ms on two cores.
 # That covers images of 224x224 pixels (0.2 million) to 512x512 (5.9 million).
 MAX_PAIRS = 2**23
+# Offsets on all devices: 10 KB for an image of 800x1344 pixels, read by the position bias.
+OFFSET_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class ClosestKeys(FocalKeys):
             float32 ``(columns of the level, 2)``: rows and columns in tokens from key to centre.
         """
         if not torch.compiler.is_compiling():
-            return super().tables(device).offsets
+            return cached_offsets.get(self, device)
         # Their number follows from the choice of keys, which is no part of a compiled graph.
         levels = range(self.geometry.focal_level)
         call = (*self.map_size, list(self.geometry.values()), torch.device(device))
@@ -89,49 +96,73 @@ class ClosestKeys(FocalKeys):
         return super().tables(device)
 
     def make_tables(self, device: torch.device | str) -> KeyTables:
-        """The tables on ``device``, computed anew, on the CPU: other devices choose otherwise."""
+        """The tables on ``device``: those of the CPU, as other devices choose otherwise."""
+        if torch.device(device).type == 'cpu':
+            return self._choose()
+        tables = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in vars(self.tables()).items()
+            if name in KeyTables.__dataclass_fields__
+        }
+        return KeyTables(**tables | dict(offsets=self.offsets(device)))
+
+    def make_lists(self, device: torch.device, multiple: int) -> WindowLists:
+        """The lists on ``device``, filled up to multiples of a number."""
+        tables = self.tables()
+        missing = -self.num_keys % multiple
+        keys = F.pad(tables.index.int(), (0, missing), value=-1)
+        columns = F.pad(tables.columns.int(), (0, missing))
+        keys, columns = torch.stack([keys, columns]).to(device)
+        terms = self._terms(device, np.int32, multiple)
+        return WindowLists(*self._query_lists(terms), keys, regions=None, columns=columns)
+
+    def _terms_along(self, axis: int, arrays: Arrays) -> dict[str, Array]:
+        """Terms of queries alone: which keys are closest is no sum of rows and columns."""
+        inside = range(self.geometry.window_size)
+        own = [place[axis] for place in product(inside, inside)]
+        _, place, on_map = self._places(axis, own, arrays)
+        return self._query_terms(axis, place, on_map, arrays)
+
+    def _choose(self) -> KeyTables:
+        """The tables on the CPU, computed anew."""
         geometry, start = self.geometry, self.num_map_tokens
         window, shift = geometry.window_size, geometry.shift_size
-        padded = torch.tensor(self.padded_size)
-
-        def token(position: Tensor) -> Tensor:
-            """Where positions on the moved grid of windows are on the token axis."""
-            place = (position + shift) % padded
-            return place[..., 0] * padded[1] + place[..., 1]
-
-        queries = token(grid_positions(*self.grid)[:, None] * window + grid_positions(window))
         count, pooled_count = self.keys_per_level[0], self.keys_per_level[-1]
-        # Rows and columns of the moved grid that hold tokens of the map.
+        # Rows and columns of the moved grid that hold tokens of the map, and those of the map.
         real = [
             torch.tensor([at for at in range(whole) if (at + shift) % whole < side])
             for side, whole in zip(self.map_size, self.padded_size, strict=True)
         ]
+        row, col = (
+            (places + shift) % whole for places, whole in zip(real, self.padded_size, strict=True)
+        )
         centres = [torch.arange(along) * window + window // 2 for along in self.grid]
-        position, offset = _closest(centres, real, count)
         number = _separately_numbered if self.separate else _numbered
-        index, numbers, offsets = [token(position)], *([part] for part in number(offset))
+        closest = _closest(centres, real, count)
+        index = [(row * self.padded_size[1])[closest.rows] + col[closest.cols]]
+        numbers, offsets = ([part] for part in number(closest))
         if self.pooled_sizes:
             cells = [torch.arange(along) for along in self.grid]
-            position, offset = _closest(cells, cells, pooled_count)
-            pooled_numbers, offset = number(offset)
+            closest = _closest(cells, cells, pooled_count)
+            pooled_numbers, offset = number(closest)
         for height, width in self.pooled_sizes:
             # On the finer maps of level 2, 3, ... the authors look up what they chose on the map
             # of level 1, whose cells have other numbers there. Trained weights depend on it.
-            index.append(start + position[..., 0] * self.grid[1] + position[..., 1])
+            index.append(start + closest.rows * self.grid[1] + closest.cols)
             numbers.append(sum(map(len, offsets)) + pooled_numbers)
             offsets.append(offset * window)
             start += height * width
 
         index = torch.cat(index, dim=1)
         return KeyTables(
-            queries=queries.to(device),
-            index=index.to(device),
-            valid=torch.ones_like(index, dtype=torch.bool, device=device),
+            queries=self._terms('cpu', np.int64)['queries'].table(),
+            index=index,
+            valid=torch.ones_like(index, dtype=torch.bool),
             region=None,
-            inverse=inverse_order(queries).to(device),
+            inverse=self._inverse('cpu'),
             num_tokens=self.num_tokens,
-            columns=torch.cat(numbers, dim=1).to(device),
-            offsets=tuple(offset.to(device, torch.float32) for offset in offsets),
+            columns=torch.cat(numbers, dim=1),
+            offsets=tuple(offset.float() for offset in offsets),
         )
 
 
@@ -177,39 +208,94 @@ class ClosestGeometry(WindowGeometry):
         require(self.top_k >= 1, 'top_k', 'at least 1 key', self.top_k)
 
 
-def _closest(centres: list[Tensor], places: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
+class _Closest(NamedTuple):
+    """The places of a grid that are closest to each of a grid of centres, row by row.
+
+    Centres away from the borders have their closest places at the same offsets: they are of a
+    kind, whose places are chosen once.
+    """
+
+    rows: Tensor  # int64 (centres, count), numbers of rows of the grid of places
+    cols: Tensor  # int64 (centres, count), numbers of columns
+    offsets: Tensor  # int64 (kinds, count, 2), from places to the centre
+    kinds: Tensor  # int64 (centres,)
+
+
+def _closest(centres: list[Tensor], places: list[Tensor], count: int) -> _Closest:
     """The ``count`` places of a grid that are closest to each of a grid of centres.
 
     Args:
         centres: rows, and columns, of the centres.
         places: rows, and columns, of the places, both ascending; at least ``count`` in all.
+    """
+    (row_centres, col_centres), (row_places, col_places) = centres, places
+    pairs = len(row_centres) * len(col_centres) * len(row_places) * len(col_places)
+    if pairs <= MAX_PAIRS:
+        choose = _choose_as_authors
+        rows, cols = map(_everything, centres, places)
+    else:
+        choose, reach = _choose_first, _reach(centres, places, count)
+        rows, cols = (_within(*side, reach) for side in zip(centres, places, strict=True))
+    squares = cols.offsets.square()
+    chosen = torch.cat([choose(of_row.square(), squares, count) for of_row in rows.offsets])
+    chosen = chosen.sort().values
+    row, col = chosen // squares.shape[1], chosen % squares.shape[1]
+
+    row_offsets = rows.offsets.repeat_interleave(len(cols.offsets), dim=0).gather(1, row)
+    col_offsets = cols.offsets.repeat(len(rows.offsets), 1).gather(1, col)
+    kinds = rows.kinds[:, None] * len(cols.offsets) + cols.kinds
+    return _Closest(
+        (row[kinds] + rows.first[:, None, None]).flatten(0, 1),
+        (col[kinds] + cols.first[:, None]).flatten(0, 1),
+        torch.stack([row_offsets, col_offsets], dim=-1),
+        kinds.flatten(),
+    )
+
+
+class _Near(NamedTuple):
+    """Along an axis, a run of places for each centre with all that may be among the closest."""
+
+    first: Tensor  # int64 (centres,), number of its first place
+    offsets: Tensor  # int64 (kinds, places of a run), from these to the centre
+    kinds: Tensor  # int64 (centres,)
+
+
+def _everything(centres: Tensor, places: Tensor) -> _Near:
+    """All places for every centre, which is a kind of its own then."""
+    offsets = centres[:, None] - places
+    return _Near(torch.zeros_like(centres), offsets, torch.arange(len(centres)))
+
+
+def _within(centres: Tensor, places: Tensor, reach: int) -> _Near:
+    """Runs with all places that are within ``reach``, as long as the longest."""
+    first = torch.searchsorted(places, centres - reach)
+    last = torch.searchsorted(places, centres + reach, right=True)
+    longest = int((last - first).max())
+    first = first.clamp(max=len(places) - longest)
+    offsets = centres[:, None] - places[first[:, None] + torch.arange(longest)]
+    return _Near(first, *offsets.unique(dim=0, return_inverse=True))
+
+
+def _choose_as_authors(row: Tensor, cols: Tensor, count: int) -> Tensor:
+    """The closest places of a row of centres, in no particular order.
+
+    Args:
+        row: squares of the distances of rows of places, ``(rows,)``.
+        cols: squares of the distances of columns of places from each centre, ``(centres, cols)``.
+        count: of places.
 
     Returns:
-        Positions of the places, and from there to the centre, int64 ``(centres, count, 2)``, in
-        row-major order of the places.
+        int64 ``(centres, count)``, numbers of places in row-major order.
     """
-    pairs = 1
-    for along in (*centres, *places):
-        pairs *= len(along)
-    near = [along[None].expand(len(c), -1) for c, along in zip(centres, places, strict=True)]
-    if pairs > MAX_PAIRS:
-        reach = _reach(centres, places, count)
-        near = [_within(*side, reach) for side in zip(centres, places, strict=True)]
-    rows, cols = near
-    row_offset, col_offset = (c[:, None] - n for c, n in zip(centres, near, strict=True))
-    squares = row_offset.square()[:, None, :, None] + col_offset.square()[:, None]
-    squares = squares.flatten(2).flatten(0, 1)  # (centres, rows * cols)
-    if pairs > MAX_PAIRS:
-        first = torch.arange(squares.shape[1])
-        chosen = (squares * len(first) + first).topk(count, largest=False).indices
-    else:
-        chosen = (-squares.float().sqrt()).topk(count).indices
-    chosen = chosen.sort().values.unflatten(0, (len(centres[0]), -1))
-    row, col = chosen // cols.shape[1], chosen % cols.shape[1]
-    at_row, at_col = torch.arange(len(rows))[:, None, None], torch.arange(len(cols))[:, None]
-    position = torch.stack([rows[at_row, row], cols[at_col, col]], dim=-1)
-    offset = torch.stack([row_offset[at_row, row], col_offset[at_col, col]], dim=-1)
-    return position.flatten(0, 1), offset.flatten(0, 1)
+    squares = (row.int()[:, None] + cols.int()[:, None]).flatten(1)
+    return squares.float().sqrt_().neg_().topk(count).indices
+
+
+def _choose_first(row: Tensor, cols: Tensor, count: int) -> Tensor:
+    """As :func:`_choose_as_authors`; of places that are equally close, those that come first."""
+    squares = (row[:, None] + cols[:, None]).flatten(1)
+    number = torch.arange(squares.shape[1])
+    return (squares * len(number) + number).topk(count, largest=False).indices
 
 
 def _reach(centres: list[Tensor], places: list[Tensor], count: int) -> int:
@@ -227,21 +313,13 @@ def _reach(centres: list[Tensor], places: list[Tensor], count: int) -> int:
     return isqrt(square)
 
 
-def _within(centres: Tensor, places: Tensor, reach: int) -> Tensor:
-    """Runs of ``places`` with all that are within ``reach``, int64 ``(centres, longest run)``."""
-    first = torch.searchsorted(places, centres - reach)
-    last = torch.searchsorted(places, centres + reach, right=True)
-    longest = int((last - first).max())
-    first = first.clamp(max=len(places) - longest)
-    return places[first[:, None] + torch.arange(longest)]
-
-
-def _numbered(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers of all offsets ``(nW, K, 2)`` that occur: of each ``(nW, K)``, and what they are.
+def _numbered(closest: _Closest) -> tuple[Tensor, Tensor]:
+    """Numbers of all offsets that occur: of each place of each centre, and what they are.
 
     Returns:
-        int64 ``(nW, K)`` and int64 ``(numbers, 2)``.
+        int64 ``(centres, count)`` and int64 ``(numbers, 2)``.
     """
+    offsets = closest.offsets
     least = offsets.flatten(0, 1).min(dim=0).values
     height, width = (offsets.flatten(0, 1).max(dim=0).values - least + 1).tolist()
     rows, cols = (offsets - least).unbind(-1)
@@ -249,14 +327,22 @@ def _numbered(offsets: Tensor) -> tuple[Tensor, Tensor]:
     occurs = torch.zeros(height * width, dtype=torch.bool)
     occurs[codes] = True
     found = occurs.nonzero().flatten()
-    numbers = occurs.cumsum(0) - 1
-    return numbers[codes], torch.stack([found // width, found % width], dim=-1) + least
+    numbers = (occurs.cumsum(0) - 1)[codes]
+    offsets = torch.stack([found // width, found % width], dim=-1) + least
+    return numbers[closest.kinds], offsets
 
 
-def _separately_numbered(offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with a number for each entry of ``offsets``, window by window."""
-    flat = offsets.flatten(0, 1)
-    return torch.arange(len(flat)).view(offsets.shape[:2]), flat
+def _separately_numbered(closest: _Closest) -> tuple[Tensor, Tensor]:
+    """The same with a number for each place of each centre, one after another."""
+    flat = closest.offsets[closest.kinds].flatten(0, 1)
+    return torch.arange(len(flat)).view_as(closest.rows), flat
+
+
+def _move_offsets(keys: ClosestKeys, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(of_level.to(device) for of_level in keys.tables().offsets)
+
+
+cached_offsets = TableCache(_move_offsets, bytes_of, OFFSET_BYTES)
 
 
 @torch.library.custom_op('mmfocal::key_offsets', mutates_args=())

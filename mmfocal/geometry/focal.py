@@ -16,116 +16,28 @@ or attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
-from types import EllipsisType
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmfocal.utils.checks import is_int, require
 
+from .caching import TableCache
+from .tables import MISSING, NUMPY, Array, Arrays, KeyTables, Terms, WindowLists, joined_terms
+
 BORDERS = ('wrap', 'mask')
 
 # Tables kept at once, over all settings, map sizes and devices. The four stages of one image of
-# 800x1344 pixels take 11 MB with the lists of readers, so this bounds the cache at about 180 MB in
-# multi-scale training. Triton's kernels have a cache of their own.
-MAX_CACHED_TABLES = 64
-
-
-@dataclass(frozen=True)
-class KeyTables:
-    """The keys of :class:`FocalKeys`, written out on one device.
-
-    Attributes:
-        queries: int64 ``(nW, Wh * Ww)``, position of each query on the token axis. Every token of
-            the padded map is a query of exactly one window.
-        index: int64 ``(nW, N)``, position of each key on the token axis; 0 where not valid. Where
-            there are regions, the first ``Wh * Ww`` keys of a window are its own tokens.
-        valid: bool ``(nW, N)``, False for a key that no query of the window may see.
-        region: int64 ``(nW, N)`` or None. A key of region 0 is seen by all queries of its
-            window; a key of another region only by queries of the same region (the queries'
-            regions are those of the first ``Wh * Ww`` keys). None where all keys are of region 0.
-        inverse: int64 ``(nW * Wh * Ww,)``, where each token of the padded map stands among the
-            flattened ``queries``: ``queries.flatten()[inverse]`` counts up from 0.
-        num_tokens: length of the token axis.
-        columns: int64 ``(nW, N)``, column of the position bias that belongs to each key, so that
-            windows whose keys stand elsewhere have another bias; None where key ``j`` of every
-            window has column ``j``.
-        offsets: float32 ``(columns of a level, 2)`` for each level where there are ``columns``:
-            rows and columns in tokens from the key of a column to its window's centre.
-    """
-
-    queries: Tensor
-    index: Tensor
-    valid: Tensor
-    region: Tensor | None
-    inverse: Tensor
-    num_tokens: int
-    columns: Tensor | None = None
-    offsets: tuple[Tensor, ...] = ()
-
-    def allowed(self, windows: Tensor | slice | EllipsisType = ...) -> Tensor:
-        """Which query may see which key, in all windows or those at ``windows``.
-
-        Returns:
-            bool ``(nW, Wh * Ww, N)``, or ``(nW, 1, N)`` where all queries of a window see the
-            same keys.
-        """
-        allowed = self.valid[windows, None, :]
-        if self.region is None:
-            return allowed
-        region = self.region[windows]
-        num_queries = self.queries.shape[1]
-        key_region, query_region = region[:, None, :], region[:, :num_queries, None]
-        return allowed & ((key_region == 0) | (key_region == query_region))
-
-    @cached_property
-    def all_allowed(self) -> list[bool]:
-        """For each window, whether all its queries may see all its keys."""
-        return self.allowed().flatten(1).all(dim=1).tolist()
-
-    @cached_property
-    def any_keyless(self) -> bool:
-        """Whether there is a query that may see no key."""
-        return not self.allowed().any(dim=-1).all().item()
-
-    @cached_property
-    def num_valid(self) -> int:
-        """Positions of ``index`` that are valid."""
-        return int(self.valid.sum())
-
-    @cached_property
-    def readers(self) -> tuple[Tensor, Tensor]:
-        """Which windows list each token: ``index`` the other way round.
-
-        Gradients of keys and values are summed along it, in this order, without atomics.
-
-        Returns:
-            ``entries`` int32 ``(nW * N,)`` and ``offsets`` int32 ``(num_tokens + 1,)``: token
-            ``t`` stands at the flat positions ``entries[offsets[t]:offsets[t + 1]]`` of
-            ``index``, in ascending order. Positions that are not valid are at the end of
-            ``entries``, after ``offsets[-1]``.
-        """
-        return self._readers(self.index, self.num_tokens)
-
-    @cached_property
-    def column_readers(self) -> tuple[Tensor, Tensor]:
-        """Which windows use each column of the bias: ``columns`` the other way round.
-
-        Returns:
-            As :attr:`readers`, with columns in place of tokens.
-        """
-        return self._readers(self.columns, sum(map(len, self.offsets)))
-
-    def _readers(self, table: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        with torch.inference_mode(False), torch.no_grad():
-            numbers = table.masked_fill(~self.valid, count).flatten()
-            numbers, entries = numbers.sort(stable=True)
-            counted = torch.arange(count + 1, device=numbers.device)
-            return entries.int(), torch.searchsorted(numbers, counted, out_int32=True)
+# 800x1344 pixels take 12 MB with the lists of readers, so that some ten sizes of multi-scale
+# training are kept, and hundreds of small ones. More would gain little where these are read: on a
+# CPU they are made in a hundredth of the time that a training step takes. Triton's kernels have a
+# cache of their own.
+TABLE_BYTES = 2**27
 
 
 @dataclass(frozen=True)
@@ -197,12 +109,24 @@ class FocalKeys:
         return self.num_windows * self.num_queries
 
     @property
+    def num_outputs(self) -> int:
+        """Tokens of the map itself, each of which attention has an output for."""
+        height, width = self.map_size
+        return height * width
+
+    @property
     def num_tokens(self) -> int:
         """Length of the token axis: padded map and pooled maps together."""
         cells = (
             self.geometry.cells_per_window(i) ** 2 for i in range(1, self.geometry.focal_level)
         )
         return self.num_map_tokens + self.num_windows * sum(cells)
+
+    def with_plain_sizes(self) -> FocalKeys:
+        """Itself, with integers for sizes that torch.jit.trace has made tensors."""
+        if all([type(side) is int for side in self.map_size]):
+            return self
+        return replace(self, map_size=tuple(map(int, self.map_size)))
 
     def squares_of(self, tokens: Tensor) -> Tensor:
         """Squares of the map that entries of the token axis stand for.
@@ -245,7 +169,7 @@ class FocalKeys:
             int64 ``(N, 4)`` as of :meth:`squares_of`; without meaning for keys that are not valid.
         """
         squares = self.squares_of(self.tables().index[window])
-        offsets = self.geometry.fine_offsets()
+        offsets = torch.tensor([self.geometry.fine_offsets(axis) for axis in range(2)]).T
         corner = torch.tensor(divmod(window, self.grid[1])) * self.geometry.window_size
         squares[: len(offsets), 1:3] = corner + offsets + self.geometry.shift_size
         return squares
@@ -258,66 +182,132 @@ class FocalKeys:
         """
         if torch.compiler.is_compiling():
             return self.make_tables(device)
-        tables = _cached_tables(self, str(device))
-        if tables.queries.is_cuda and torch.cuda.is_current_stream_capturing():
-            _captured[self, str(device)] = tables  # the graph reads them where they are
-        return tables
+        return cached_tables.get(self, device)
 
     def make_tables(self, device: torch.device | str) -> KeyTables:
         """The tables on ``device``, computed anew."""
-        geometry = self.geometry
-        window, shift = geometry.window_size, geometry.shift_size
-        padded_width = self.padded_size[1]
-        padded = torch.tensor(self.padded_size, device=device)
-        size = torch.tensor(self.map_size, device=device)
-        masking = geometry.border == 'mask'
+        terms = self._terms(device, np.int64)
+        keys = terms['keys'].table()
+        return KeyTables(
+            queries=terms['queries'].table(),
+            index=keys.clamp(min=0),
+            valid=keys >= 0,
+            region=terms['regions'].table() if 'regions' in terms else None,
+            inverse=self._inverse(device),
+            num_tokens=self.num_tokens,
+        )
 
-        # Positions are (row, col) on the moved grid of windows; `place` is that on the map.
-        windows = grid_positions(*self.grid, device)
-        position = windows[:, None] * window + geometry.fine_offsets().to(device)
-        place = (position + shift) % padded
-        index = [place[..., 0] * padded_width + place[..., 1]]
-        queries = index[0][:, : window**2]
-        valid = [torch.ones_like(index[0], dtype=torch.bool)]
+    def make_lists(self, device: torch.device, multiple: int) -> WindowLists:
+        """The lists on ``device``, filled up to multiples of a number, computed anew."""
+        terms = self._terms(device, np.int32, multiple)
+        return WindowLists(
+            *self._query_lists(terms),
+            keys=terms['keys'].table().clamp_(min=-1),
+            regions=terms['regions'].table().to(torch.int8) if 'regions' in terms else None,
+        )
+
+    def _query_lists(self, terms: dict[str, Terms]) -> tuple[Tensor, Tensor]:
+        queries = outputs = terms['queries'].table().clamp_(min=-1)
+        if self.padded_size != self.map_size:
+            outputs = terms['outputs'].table().clamp_(min=-1)
+        return queries, outputs
+
+    def _terms(
+        self, device: torch.device | str, dtype: type[np.integer], multiple: int = 1
+    ) -> dict[str, Terms]:
+        """Terms of all tables that have some, filled up to multiples of a number.
+
+        They are ten thousand numbers, of which a million of the tables are sums. NumPy makes them
+        in less time than it takes to launch so many operators on a GPU, and in one copy they are
+        there.
+        """
+        if torch.compiler.is_compiling():  # into a graph, which stays on its device
+            rows, cols = (self._terms_along(axis, Arrays.of_torch(device)) for axis in range(2))
+            return {name: Terms(rows[name], cols[name]) for name in rows}
+        along = [self._terms_along(axis, NUMPY) for axis in range(2)]
+        return joined_terms(*along, dtype, multiple, device)
+
+    def _terms_along(self, axis: int, arrays: Arrays) -> dict[str, Array]:
+        """Terms of rows of windows (axis 0) or columns (axis 1), int64 ``(along the axis, n)``."""
+        geometry, shift = self.geometry, self.geometry.shift_size
+        own, masking = geometry.window_size**2, geometry.border == 'mask'
+        padded = self.padded_size[axis]
+        position, place, on_map = self._places(axis, geometry.fine_offsets(axis), arrays)
+        token = place if axis else place * self.padded_size[1]
+        terms = self._query_terms(axis, place[:, :own], on_map[:, :own], arrays)
         if masking:
-            inside = (position >= 0) & (position < padded) & (place < size)
-            valid = [inside.all(dim=-1)]
-
-        region = None
+            inside = (position >= 0) & (position < padded) & on_map
+            token = arrays.where(inside, token, MISSING)
+        keys, regions = [token], []
         if shift > 0:
             # Rows (columns) after the seam came round from the other side of the map.
-            after = (position % padded >= padded - shift).long()
-            region = 1 + 2 * after[..., 0] + after[..., 1]
-            if not masking:
-                region[:, window**2 :] = 0
+            after = (place < shift) * 1
+            region = after if axis else 1 + 2 * after
+            regions = [region] if masking else [region[:, :own], 0 * region[:, own:]]
 
-        start = self.num_map_tokens
+        start = 0 if axis else self.num_map_tokens
         for level, (height, width) in enumerate(self.pooled_sizes, start=1):
-            position, inside = self._pooled_region(level, windows)
-            index.append(start + position[..., 0] * width + position[..., 1])
-            valid.append(inside.all(dim=-1))
-            start = start + height * width
+            cell, seen = self._pooled_places(axis, level, arrays)
+            term = cell if axis else cell * width + start
+            keys.append(arrays.where(seen, term, MISSING))
+            start = start + (0 if axis else height * width)
+            regions += [0 * cell] if regions else []
+        terms['keys'] = arrays.concatenate(keys, 1)
+        return terms | ({'regions': arrays.concatenate(regions, 1)} if regions else {})
 
-        valid = torch.cat(valid, dim=1)
-        index = torch.cat(index, dim=1).masked_fill(~valid, 0)
-        if region is not None:
-            region = torch.nn.functional.pad(region, (0, index.shape[1] - region.shape[1]))
+    def _query_terms(
+        self, axis: int, place: Array, on_map: Array, arrays: Arrays
+    ) -> dict[str, Array]:
+        """Terms of what the windows' own tokens are as queries, and as rows of the output."""
+        if axis:
+            return dict(queries=place, outputs=arrays.where(on_map, place, MISSING))
+        outputs = arrays.where(on_map, place * self.map_size[1], MISSING)
+        return dict(queries=place * self.padded_size[1], outputs=outputs)
 
-        return KeyTables(queries, index, valid, region, inverse_order(queries), self.num_tokens)
+    def _places(
+        self, axis: int, offsets: Sequence[int], arrays: Arrays
+    ) -> tuple[Array, Array, Array]:
+        """Where tokens are that have ``offsets`` from each window's first one, along an axis.
 
-    def _pooled_region(self, level: int, windows: Tensor) -> tuple[Tensor, Tensor]:
-        """Cells ``(nW, n, 2)`` that windows see at a level, and which rows and columns count."""
-        geometry, device = self.geometry, windows.device
-        pooled = torch.tensor(self.pooled_sizes[level - 1], device=device)
-        cells = grid_positions(geometry.region_size(level), device=device)
-        position = windows[:, None] * geometry.cells_per_window(level) + cells
-        position = position - geometry.focal_window // 2
-        inside = (position >= 0) & (position < pooled)
-        position = position.clamp(min=torch.zeros_like(pooled), max=pooled - 1)
-        if geometry.border == 'mask':
-            rows, cols = (_holds_token(geometry, level, side, device) for side in self.map_size)
-            inside = inside & torch.stack([rows[position[..., 0]], cols[position[..., 1]]], dim=-1)
-        return position, inside
+        Returns:
+            int64 ``(windows along the axis, n)``, positions on the moved grid of windows, and
+            those on the map, to whose other side comes back what lies beyond its border; and
+            whether they are on the map without its padding.
+        """
+        first = arrays.arange(self.grid[axis])[:, None] * self.geometry.window_size
+        position = first + arrays.array(offsets)
+        # An array: exporters to ONNX know no symbol as a divisor.
+        place = (position + self.geometry.shift_size) % arrays.array(self.padded_size[axis])
+        return position, place, place < self.map_size[axis]
+
+    def _pooled_places(self, axis: int, level: int, arrays: Arrays) -> tuple[Array, Array]:
+        """Rows or columns of the cells around each window at a level, and whether it sees them."""
+        geometry, along = self.geometry, self.pooled_sizes[level - 1][axis]
+        region, padded = geometry.region_size(level), self.padded_size[axis]
+        cells = arrays.arange(region**2)  # in row-major order
+        cells = cells % region if axis else cells // region
+        first = arrays.arange(self.grid[axis])[:, None] * geometry.cells_per_window(level)
+        cell = first + (cells - geometry.focal_window // 2)
+        seen = (cell >= 0) & (cell < along)
+        if geometry.border == 'mask':  # cells that pool any token which is no padding
+            side = geometry.sub_window_size(level)
+            moved = cell * side + geometry.trim(level, self.grid[axis]) + geometry.shift_size
+            place = moved % arrays.array(padded)
+            seen = seen & ((place < self.map_size[axis]) | (place + side > padded))
+        return cell, seen
+
+    def _inverse(self, device: torch.device | str) -> Tensor:
+        """:attr:`KeyTables.inverse`."""
+        window, (_, cols) = self.geometry.window_size, self.grid
+        terms = []
+        for axis in range(2):
+            place = torch.arange(self.map_size[axis], device=device)
+            # A tensor: exporters to ONNX know no symbol as a divisor.
+            padded = torch.tensor(self.padded_size[axis], device=device)
+            position = (place - self.geometry.shift_size) % padded
+            steps = (window**2, 1) if axis else (cols * window**2, window)
+            terms.append(position // window * steps[0] + position % window * steps[1])
+        return (terms[0][:, None] + terms[1]).flatten()
 
 
 class WindowGeometry:
@@ -461,13 +451,15 @@ class FocalGeometry(WindowGeometry):
         """
         return torch.tensor([*self._ring], dtype=torch.int64).view(-1, 2)
 
-    def fine_offsets(self) -> Tensor:
-        """Positions of all fine keys relative to the window's first token, in their order.
+    def fine_offsets(self, axis: int) -> tuple[int, ...]:
+        """Rows (axis 0) or columns (axis 1) of all fine keys relative to the window's first token.
 
         Returns:
-            int64 ``(Wh * Ww + R, 2)``: the window's own tokens, then :meth:`ring_offsets`.
+            ``Wh * Ww + R`` of them: the window's own tokens, then :meth:`ring_offsets`.
         """
-        return torch.cat([grid_positions(self.window_size), self.ring_offsets()])
+        inside = range(self.window_size)
+        own = [(row, col)[axis] for row in inside for col in inside]
+        return (*own, *[place[axis] for place in self._ring])
 
     def ring_listings(self) -> tuple[list[int], list[int], list[int]]:
         """Where the authors' position bias of the ring has the positions of :meth:`ring_offsets`.
@@ -543,46 +535,10 @@ def fit_to_map(window_size: int, map_size: Sequence[int]) -> tuple[int, bool]:
     return min(window_size, shorter), shorter > window_size
 
 
-def grid_positions(
-    height: int, width: int | None = None, device: torch.device | str = 'cpu'
-) -> Tensor:
-    """Rows and columns of a grid in row-major order, int64 ``(height * width, 2)``."""
-    rows = torch.arange(height, device=device)
-    cols = torch.arange(height if width is None else width, device=device)
-    return torch.cartesian_prod(rows, cols)
+def _make_tables(keys: FocalKeys, device: torch.device) -> KeyTables:
+    tables = keys.make_tables(device)
+    # On the stream that is waited for, and before a graph is captured.
+    return tables.complete() if device.type == 'cuda' else tables
 
 
-_captured: dict[tuple[FocalKeys, str], KeyTables] = {}
-
-
-@lru_cache(maxsize=MAX_CACHED_TABLES)
-def _cached_tables(keys: FocalKeys, device: str) -> KeyTables:
-    # A table made under inference_mode could never be saved for a later backward pass.
-    with torch.inference_mode(False), torch.no_grad():
-        return keys.make_tables(device)
-
-
-def inverse_order(queries: Tensor) -> Tensor:
-    """Where each token stands among the flattened ``queries``."""
-    order = queries.flatten()
-    return torch.empty_like(order).scatter_(
-        0, order, torch.arange(order.shape[0], device=order.device)
-    )
-
-
-def _holds_token(
-    geometry: FocalGeometry, level: int, side: int, device: torch.device | str
-) -> Tensor:
-    """Whether each row (or column) of cells at ``level`` pools any token that is no padding.
-
-    Returns:
-        bool, one entry per row of cells along a side of ``side`` tokens.
-    """
-    num_windows = geometry.num_windows(side)
-    cells, sub_window = geometry.cells_per_window(level), geometry.sub_window_size(level)
-    tokens = torch.arange(num_windows * cells * sub_window, device=device)
-    place = tokens + geometry.trim(level, num_windows) + geometry.shift_size
-    # A tensor: exporters to ONNX know no symbol as a divisor.
-    padded = torch.tensor(num_windows * geometry.window_size, device=device)
-    real = place % padded < side
-    return real.view(-1, sub_window).any(dim=1)
+cached_tables = TableCache(_make_tables, KeyTables.bytes, TABLE_BYTES)

@@ -85,7 +85,6 @@ class FocalSelfAttention(nn.Module):
             float ``(B, H, W, C)``.
         """
         batch, height, width, channels = x.shape
-        padded_height, padded_width = keys.padded_size
         dropout = self.attn_drop if self.training else 0.0
         # A plain value: to a compiled graph for symbolic sizes the rate is a symbol as well.
         drops = True if dropout > 0 else False  # noqa: SIM210
@@ -99,8 +98,7 @@ class FocalSelfAttention(nn.Module):
             dropout_p=dropout,
             backend=self.backend,
         )
-        out = out.reshape(batch, padded_height, padded_width, channels)[:, :height, :width]
-        return self.proj_drop(self.proj(out))
+        return self.proj_drop(self.proj(out.reshape(batch, height, width, channels)))
 
     def _tokens(self, x: Tensor, keys: FocalKeys, fused: bool = False) -> Tensor:
         """The padded map and its pooled maps, ``(B, L, C)``; in one kernel if ``fused``."""

@@ -33,7 +33,7 @@ class Backend(NamedTuple):
         forward: ``(qkv, keys, bias, scale)`` to the output and two tensors that are kept for
             backward: log-sum-exps of the scores, and the bias as it is read; empty ones if
             backward does without.
-        empty_kept: ``(qkv, keys, bias)`` to tensors of the shapes and dtypes of these two.
+        empty_kept: ``(qkv, keys, bias, scale)`` to tensors of the shapes and dtypes of these two.
         backward: ``(grad_out, qkv, keys, bias, out, lse, prepared_bias, scale, bias_needs_grad)``
             to the gradients of ``qkv`` and ``bias``.
     """
@@ -101,8 +101,9 @@ def focal_attention(
 
         out[i] = softmax_j(scale * query[i] . key[index[w, j]] + bias[:, i, j]) value[index[w, j]]
 
-    in one softmax over all sources of keys. A query that may see no key gives 0. Where the tables
-    have ``columns``, ``bias[:, i, columns[w, j]]`` is added: windows differ in their bias then.
+    in one softmax over all sources of keys. Where the tables have ``columns``, ``bias[:, i,
+    columns[w, j]]`` is added: windows differ in their bias then. Queries of padding, among which
+    are all that may see no key, have no output.
 
     All backends sum and take the softmax in float32 at least. ``reference`` is these lines in
     PyTorch and keeps all scores for the backward pass. The fused backends keep their arguments and
@@ -120,21 +121,22 @@ def focal_attention(
         bias: float ``(nH, Wh * Ww, N)``, added to the scaled scores of every window; with
             ``columns`` there are :attr:`~mmfocal.geometry.FocalKeys.num_bias_columns` instead of
             ``N``. It may be of higher precision than ``qkv``; with 16-bit ``qkv``, ``triton``
-            rounds it to float16 and takes values beyond 45,000 for that.
-        scale: factor of the products, ``D ** -0.5`` by default.
+            rounds ``bias / scale`` to float16, and takes values beyond 65,504 for that.
+        scale: positive factor of the products, ``D ** -0.5`` by default.
         dropout_p: probability that an attention weight is dropped. The caller sets it to 0
             outside training.
         backend: one of :func:`available_backends`, or ``'auto'`` for the fastest that can run.
 
     Returns:
-        ``(B, Hp * Wp, nH, D)`` over the padded map, in row-major order, in the dtype of ``qkv``.
+        ``(B, H * W, nH, D)`` over the map without its padding, in row-major order, in the dtype of
+        ``qkv``.
 
     Raises:
         ValueError: shapes that do not fit each other or ``keys``, an unknown backend, or a
             backend that cannot take this call; the message says why.
     """
     scale = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
-    _check(qkv, keys, bias, dropout_p)
+    _check(qkv, keys, bias, scale, dropout_p)
     # The choice needs plain values, where a compiled graph may have symbols.
     head_dim = index(qkv.shape[-1])
     drops = True if dropout_p > 0 else False  # noqa: SIM210
@@ -148,7 +150,7 @@ def focal_attention(
     return _under_autocast(qkv, bias, *call)[0]
 
 
-def _check(qkv: Tensor, keys: FocalKeys, bias: Tensor, dropout_p: float) -> None:
+def _check(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float, dropout_p: float) -> None:
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f'qkv must be (B, L, 3, nH, D), got {tuple(qkv.shape)}')
     if qkv.shape[1] != keys.num_tokens:
@@ -163,6 +165,7 @@ def _check(qkv: Tensor, keys: FocalKeys, bias: Tensor, dropout_p: float) -> None
     if tuple(bias.shape) != expected:
         axes = '(nH, Wh*Ww, N)' if columns == keys.num_keys else '(nH, Wh*Ww, columns)'
         raise ValueError(f'bias must be {axes} = {expected}, got {tuple(bias.shape)}')
+    require(scale > 0, 'scale', 'positive', scale)
     require(0 <= dropout_p < 1, 'dropout_p', 'at least 0 and less than 1', dropout_p)
 
 
@@ -199,10 +202,10 @@ def _forward(qkv: Tensor, bias: Tensor, *call: Any) -> tuple[Tensor, Tensor, Ten
 
 
 def _fake_forward(qkv: Tensor, bias: Tensor, *call: Any) -> tuple[Tensor, Tensor, Tensor]:
-    keys, _, backend = _resolved(*call)
+    keys, scale, backend = _resolved(*call)
     batch, _, _, heads, dim = qkv.shape
-    out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
-    return out, *FUSED[backend].empty_kept(qkv, keys, bias)
+    out = qkv.new_empty(batch, keys.num_outputs, heads, dim)
+    return out, *FUSED[backend].empty_kept(qkv, keys, bias, scale)
 
 
 def _backward(

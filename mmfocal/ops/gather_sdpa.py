@@ -27,7 +27,7 @@ def why_not(*call: object) -> None:
     """Nothing: it runs everywhere."""
 
 
-def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> tuple[Tensor, Tensor]:
+def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Nothing: PyTorch's attention does not return its log-sum-exps."""
     return qkv.new_empty(0), bias.new_empty(0)
 
@@ -41,16 +41,16 @@ def forward(
     """
     qkv = qkv.contiguous()
     batch, _, _, heads, dim = qkv.shape
-    out = qkv.new_empty(batch, keys.num_map_tokens, heads, dim)
+    out = qkv.new_empty(batch, keys.num_outputs, heads, dim)
     for group in _groups(qkv, keys, bias):
         windows = group.new_windows(keys.num_queries)
         for chunk in group.chunks():
             attended = F.scaled_dot_product_attention(
                 chunk.query, chunk.key, chunk.value, attn_mask=chunk.bias, scale=scale
             )
-            windows[:, chunk.windows] = chunk.zero_keyless(attended)
+            windows[:, chunk.windows] = attended
         group.store(group.map_order(windows), out)
-    return out, *empty_kept(qkv, keys, bias)
+    return out, *empty_kept(qkv, keys, bias, scale)
 
 
 def backward(
@@ -68,16 +68,20 @@ def backward(
 
     Memory beyond the arguments and the result: one group of heads, see :class:`_Group`.
     """
-    qkv, grad_out = qkv.contiguous(), grad_out.contiguous()
+    qkv, grad_out = qkv.contiguous(), _padded(grad_out, keys)
     grad_qkv = torch.empty_like(qkv)
     grad_qkv[:, keys.num_map_tokens :, 0] = 0  # pooled tokens are no queries
+    (height, width), grad_queries = keys.map_size, grad_qkv[:, : keys.num_map_tokens, 0]
+    grad_queries = grad_queries.unflatten(1, keys.padded_size)  # (B, Hp, Wp, nH, D)
+    grad_queries[:, height:] = 0  # nor is padding
+    grad_queries[:, :height, width:] = 0
     grad_bias = torch.zeros(bias.shape, dtype=_precision(bias), device=bias.device)
     for group in _groups(qkv, keys, bias):
         grad_query = group.new_windows(keys.num_queries)
         grad_key, grad_value = (group.new_windows(keys.num_keys) for _ in range(2))
         bias_sums = _BiasSums(group) if bias_needs_grad else None
         for chunk in group.chunks():
-            d_out = chunk.zero_keyless(group.gather_out(grad_out, chunk.windows)).flatten(0, 1)
+            d_out = group.gather_out(grad_out, chunk.windows).flatten(0, 1)
             query, key, value = (t.flatten(0, 1) for t in chunk[1:4])
             query = query * scale
             weights = chunk.fresh_bias().baddbmm_(query, key.mT).softmax(dim=-1)
@@ -90,10 +94,21 @@ def backward(
                 bias_sums.add(d_scores, chunk.windows)
         if bias_sums is not None:
             grad_bias[group.heads] += bias_sums.total()
-        group.store(group.map_order(grad_query.mul_(scale)), grad_qkv[:, : keys.num_map_tokens, 0])
+        grad_query = group.map_order(grad_query.mul_(scale)).unflatten(1, keys.map_size)
+        group.store(grad_query, grad_queries[:, :height, :width])
         group.store(group.sum_by_token(grad_key), grad_qkv[:, :, 1])
         group.store(group.sum_by_token(grad_value), grad_qkv[:, :, 2])
     return grad_qkv, grad_bias.to(bias.dtype)
+
+
+def _padded(grad_out: Tensor, keys: FocalKeys) -> Tensor:
+    """``(B, Hp * Wp, nH, D)`` of ``(B, H * W, nH, D)``, with zeros for padding, contiguous."""
+    (height, width), (padded_height, padded_width) = keys.map_size, keys.padded_size
+    if (height, width) == (padded_height, padded_width):
+        return grad_out.contiguous()
+    on_map = grad_out.unflatten(1, (height, width))
+    below, right = padded_height - height, padded_width - width
+    return F.pad(on_map, (0, 0, 0, 0, 0, right, 0, below)).flatten(1, 2).contiguous()
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
@@ -114,7 +129,6 @@ class _Chunk(NamedTuple):
     key: Tensor  # (h, windows, N, D)
     value: Tensor  # (h, windows, N, D)
     bias: Tensor  # (h, 1 or windows, Wh*Ww, N), -inf at keys not allowed
-    keyless: Tensor | None  # (windows, Wh*Ww or 1, 1), queries that may see no key, if any
     bias_is_own: bool  # whether the bias was made for this chunk, window by window
 
     def fresh_bias(self) -> Tensor:
@@ -122,10 +136,6 @@ class _Chunk(NamedTuple):
         if self.bias_is_own:
             return self.bias.flatten(0, 1)
         return self.bias.repeat(1, self.query.shape[1], 1, 1).flatten(0, 1)
-
-    def zero_keyless(self, values: Tensor) -> Tensor:
-        """Zero in the rows ``(h, windows, Wh*Ww, D)`` of queries that may see no key."""
-        return values if self.keyless is None else values.masked_fill(self.keyless, 0)
 
 
 class _Group:
@@ -176,12 +186,13 @@ class _Group:
         for start in range(0, self.keys.num_windows, self.windows_per_chunk):
             stop = min(start + self.windows_per_chunk, self.keys.num_windows)
             windows = slice(start, stop)
-            bias, keyless = self._bias(windows), None
+            bias = self._bias(windows)
             if not all(tables.all_allowed[windows]):
                 allowed = tables.allowed(windows)
                 if tables.any_keyless:
-                    keyless = ~allowed.any(dim=-1, keepdim=True)
-                    allowed = allowed | keyless
+                    # It is padding, without an output or its gradient: any keys but none at all,
+                    # of which a softmax would make NaN.
+                    allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
                 bias = torch.where(allowed, bias, float('-inf'))
             key_rows = self.key_rows[:, windows]
             yield _Chunk(
@@ -190,12 +201,11 @@ class _Group:
                 self._gather(self.key, key_rows),
                 self._gather(self.value, key_rows),
                 bias,
-                keyless,
                 bias_is_own=bias is not self.bias,
             )
 
     def gather_out(self, out: Tensor, windows: slice) -> Tensor:
-        """Rows of ``(B, Hp * Wp, nH, D)`` of the windows' queries."""
+        """Rows of a padded ``(B, Hp * Wp, nH, D)`` of the windows' queries."""
         return self._gather(out.view(-1, self.dim), self.out_rows[:, windows])
 
     def _bias(self, windows: slice) -> Tensor:
@@ -215,12 +225,12 @@ class _Group:
         return self.bias.new_empty(len(self.bias), self.keys.num_windows, rows, self.dim)
 
     def store(self, values: Tensor, target: Tensor) -> None:
-        """Copies ``(h, tokens, D)`` to this group's part of ``(B, tokens, nH, D)``."""
-        values = values.unflatten(0, (self.num_images, -1)).transpose(1, 2)
-        target[self.images, :, self.heads] = values
+        """Copies ``(h, ..., D)`` to this group's part of ``(B, ..., nH, D)``."""
+        values = values.unflatten(0, (self.num_images, -1)).movedim(1, -2)
+        target[self.images, ..., self.heads, :] = values
 
     def map_order(self, windows: Tensor) -> Tensor:
-        """``(h, nW, Wh*Ww, D)`` as ``(h, Hp * Wp, D)``."""
+        """``(h, nW, Wh*Ww, D)`` as ``(h, H * W, D)``, without padding."""
         rows = self._in_each_head(self.tables.inverse, windows[0, ..., 0].numel())
         return windows.flatten(0, 2).index_select(0, rows.flatten()).view(*rows.shape, -1)
 
@@ -230,7 +240,6 @@ class _Group:
 
     def sum_by_reader(self, windows: Tensor, entries: Tensor, offsets: Tensor) -> Tensor:
         """Sums ``(h, nW, N, x)`` over the places of each reader: ``(h, readers, x)``."""
-        entries = entries[: self.tables.num_valid]
         rows = self._in_each_head(entries, windows[0, ..., 0].numel())
         bags = self._in_each_head(offsets[:-1], len(entries))
         sums = F.embedding_bag(rows.flatten(), windows.flatten(0, 2), bags.flatten(), mode='sum')

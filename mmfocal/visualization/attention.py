@@ -208,7 +208,7 @@ def _weights_at(
 ) -> AttentionWeights:
     col, row = (int(place // stride) for place in view.to_inputs(np.array(point)))
     tables = keys.tables()
-    at = int(tables.inverse[row * keys.padded_size[1] + col])
+    at = int(tables.inverse[row * keys.map_size[1] + col])
     window, query = divmod(at, keys.num_queries)
     # The model's own rounding is in qkv and bias; none is added to it.
     weights = focal_attention_weights(

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
 PARTS = ('models', 'memory', 'op', 'growth', 'limits')
 SERVING = 'serving'  # on its own: it needs onnxruntime, and is of the CPU
+TABLES = 'tables'  # on its own: it times no model
 DTYPES = {'fp32': 'float32', 'bf16': 'bfloat16', 'fp16': 'float16'}
 FULL = dict(
     sizes=[(224, 224), (448, 448), (896, 896), (800, 1344)],
     growth_sizes=[(224, 224), (448, 448), (896, 896), (1792, 1792)],
     runs=7,
+    table_sizes=300,
 )
-QUICK = dict(sizes=[(64, 64)], growth_sizes=[(64, 64), (128, 128)], runs=2)
+QUICK = dict(sizes=[(64, 64)], growth_sizes=[(64, 64), (128, 128)], runs=2, table_sizes=5)
 # PyTorch's profiler reports its own start and stop.
 os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
@@ -35,11 +38,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--parts',
         nargs='+',
-        choices=(*PARTS, SERVING),
+        choices=(*PARTS, SERVING, TABLES),
         default=list(PARTS),
         help='models: time of backbones; memory: what a training step adds; op: attention alone; '
         'growth: time against pixels; limits: a training step operator by operator; serving: '
-        'PyTorch and ONNX Runtime on a CPU (default: all but serving)',
+        'PyTorch and ONNX Runtime on a CPU; tables: tables of keys for new sizes of images '
+        '(default: all but serving and tables)',
     )
     parser.add_argument(
         '--sizes',
@@ -54,6 +58,9 @@ def parse_args() -> argparse.Namespace:
         type=size_in_pixels,
         metavar='SIDE|HxW',
         help='of part growth (default: 224 448 896 1792)',
+    )
+    parser.add_argument(
+        '--table-sizes', type=int, help='different images of part tables (default: 300)'
     )
     parser.add_argument('--batch', type=int, default=1, help='images at once (default: 1)')
     parser.add_argument('--runs', type=int, help='counted runs of each candidate (default: 7)')
@@ -177,6 +184,10 @@ def main() -> int:
         with user_errors_without_trace():
             require_packages()
         parts[SERVING] = time_serving
+    if TABLES in args.parts:
+        from tools.dev.timing.tables import time_tables
+
+        parts[TABLES] = partial(time_tables, num_sizes=args.table_sizes)
     try:
         check_parity(device, dtype)
         check_models(makers, device, dtype)

@@ -69,7 +69,7 @@ def _takes(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
     return why_not(device, dtype, head_dim) is None
 
 
-def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> tuple[Tensor, Tensor]:
+def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """For what the forward pass keeps for the backward pass.
 
     Returns:
@@ -82,7 +82,7 @@ def empty_kept(qkv: Tensor, keys: FocalKeys, bias: Tensor) -> tuple[Tensor, Tens
     batch, _, _, heads, _ = qkv.shape
     shape = (batch, heads, keys.num_windows, filled(keys.num_queries))
     lse = qkv.new_empty(shape, dtype=torch.float32)
-    return lse, empty_tiled_bias(qkv, bias, isinstance(keys, ClosestKeys))
+    return lse, empty_tiled_bias(qkv, bias, scale, isinstance(keys, ClosestKeys))
 
 
 def forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:

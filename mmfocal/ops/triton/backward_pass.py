@@ -20,7 +20,16 @@ from mmfocal.geometry import FocalKeys
 
 from .forward_pass import constants_of, load_bias, load_rows, may_see, store_rows, tables_of
 from .launching import ceil_div, kernel, launch
-from .layout import KEY_LAUNCH, LOG2_E, QUERY_LAUNCH, SUM_LAUNCH, TILE, Layout, layout_of
+from .layout import (
+    KEY_LAUNCH,
+    LOG2_E,
+    QUERY_LAUNCH,
+    SUM_LAUNCH,
+    TILE,
+    Layout,
+    capability_of,
+    layout_of,
+)
 
 # Gradients of keys and values in window order, before they are summed by token.
 WORKSPACE_BYTES = 2**28
@@ -73,9 +82,8 @@ def query_grad_of_slots(
         key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM, MASKED)
         value = load_rows(qkv_ptr + 2 * CHANNELS, rows, STEP, channels, DIM, MASKED)
         bias = load_bias(bias_ptr, columns_ptr, slots, QUERIES, HAS_COLUMNS)
-        products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
-        weights = tl.exp2(scores - lse[:, None])
+        scores = tl.dot(query, tl.trans(key), bias, input_precision=PRECISION)
+        weights = tl.exp2(tl.fma(scores, tl.zeros_like(scores) + scale_log2, -lse[:, None]))
         if MASKED:
             regions = rows
             if HAS_REGIONS:
@@ -96,6 +104,7 @@ def query_grad_kernel(
     out_ptr,
     lse_ptr,
     queries_ptr,
+    outputs_ptr,
     slots_ptr,
     regions_ptr,
     columns_ptr,
@@ -104,7 +113,7 @@ def query_grad_kernel(
     scale,
     scale_log2,
     num_tokens,
-    num_map_tokens,
+    num_outputs,
     num_windows,
     num_columns,
     HEADS: tl.constexpr,
@@ -125,16 +134,17 @@ def query_grad_kernel(
     head, image = tl.program_id(1), tl.cast(tl.program_id(2), tl.int64)
     qkv_ptr += image * num_tokens * step + head * DIM
     grad_qkv_ptr += image * num_tokens * step + head * DIM
-    grad_out_ptr += image * num_map_tokens * (HEADS * DIM) + head * DIM
-    out_ptr += image * num_map_tokens * (HEADS * DIM) + head * DIM
+    grad_out_ptr += image * num_outputs * (HEADS * DIM) + head * DIM
+    out_ptr += image * num_outputs * (HEADS * DIM) + head * DIM
     slots_ptr += window * SLOTS
 
     places = tile * TILE + tl.arange(0, TILE)
     channels = tl.arange(0, BLOCK_DIM)
     rows = tl.load(queries_ptr + window * QUERIES + places)
     query = load_rows(qkv_ptr, rows, step, channels, DIM, True)
-    grad_out = load_rows(grad_out_ptr, rows, HEADS * DIM, channels, DIM, True)
-    out = load_rows(out_ptr, rows, HEADS * DIM, channels, DIM, True)
+    out_rows = tl.load(outputs_ptr + window * QUERIES + places)
+    grad_out = load_rows(grad_out_ptr, out_rows, HEADS * DIM, channels, DIM, True)
+    out = load_rows(out_ptr, out_rows, HEADS * DIM, channels, DIM, True)
     of_window = ((image * HEADS + head) * num_windows + window) * QUERIES
     lse = tl.load(lse_ptr + of_window + places)
     delta = tl.sum(grad_out.to(tl.float32) * out.to(tl.float32), 1)
@@ -174,21 +184,24 @@ def key_grad_kernel(
     lse_ptr,
     delta_ptr,
     queries_ptr,
+    outputs_ptr,
     slots_ptr,
     regions_ptr,
     columns_ptr,
+    run_windows_ptr,
+    run_starts_ptr,
     workspace_ptr,
     grad_bias_ptr,
-    scale,
     scale_log2,
     num_tokens,
-    num_map_tokens,
+    num_outputs,
     num_columns,
     num_windows,
     first_image,
+    num_images,
     first_head,
-    windows_per_program,
-    last_window,
+    per_program,
+    num_parts,
     HEADS: tl.constexpr,
     GROUP_HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -205,10 +218,11 @@ def key_grad_kernel(
 ):
     """Gradients of keys and values of a run of windows, and their part of the bias gradient.
 
-    Grid: tiles of slots times tiles of queries, heads of the group, runs of windows counted
-    through all images of the group. Scores are transposed, slots by queries, so that they are
-    multiplied on as they are. The bias gradient is a sum over the run, or where keys have columns
-    one of each key. ``ADDS`` to what a run of other images left.
+    Grid: tiles of slots times tiles of queries, heads of the group, runs. A run is of
+    ``per_program`` windows, counted through all images of the group; or where keys have columns a
+    run of ``ColumnRuns`` in ``per_program`` images, one of ``num_parts``. Scores are transposed,
+    slots by queries, so that they are multiplied on as they are. Gradients of keys lack the scale.
+    The bias gradient is a sum over the run; it ``ADDS`` to what was left there for other images.
     """
     tiles: tl.constexpr = QUERIES // TILE
     step: tl.constexpr = 3 * HEADS * DIM
@@ -218,25 +232,43 @@ def key_grad_kernel(
     places = query_tile * TILE + tl.arange(0, TILE)
     slots = slot_tile * TILE + tl.arange(0, TILE)
     channels = tl.arange(0, BLOCK_DIM)
+    run = tl.program_id(2)
     if HAS_COLUMNS:
-        bias_ptr += (head * num_columns * QUERIES + places)[None, :]
+        starts_ptr = run_starts_ptr + run // num_parts
+        start = tl.load(starts_ptr)
+        count = tl.load(starts_ptr + 1) - start
+        columns = tl.load(columns_ptr + tl.load(run_windows_ptr + start) * SLOTS + slots)
+        bias_at = (head * num_columns + columns)[:, None] * QUERIES + places[None, :]
+        group_image, place = run % num_parts * per_program, 0
+        first, last = 0, tl.minimum(per_program, num_images - group_image) * count
     else:
         bias_at = (head * QUERIES + places)[None, :] * SLOTS + slots[:, None]
-        bias = tl.load(bias_ptr + bias_at).to(tl.float32)
-        grad_bias = tl.zeros([TILE, TILE], tl.float32)
+        first = run * per_program
+        last = tl.minimum(first + per_program, num_windows * num_images)
+        count = num_windows
+        group_image, place = first // count, first % count
+    bias = tl.load(bias_ptr + bias_at).to(tl.float32) * scale_log2
+    grad_bias = tl.zeros([TILE, TILE], tl.float32)
 
-    start = tl.program_id(2) * windows_per_program
-    for group_window in range(start, tl.minimum(start + windows_per_program, last_window)):
-        image = tl.cast(first_image + group_window // num_windows, tl.int64)
-        window = group_window % num_windows
+    for _ in range(first, last):
+        window = place
+        if HAS_COLUMNS:
+            window = tl.load(run_windows_ptr + start + place)
+        image = tl.cast(first_image + group_image, tl.int64)
+        group_window = tl.cast(group_image, tl.int64) * num_windows + window
+        row = (group_window * tiles + query_tile) * LISTED
+        is_last = place == count - 1
+        group_image = tl.where(is_last, group_image + 1, group_image)
+        place = tl.where(is_last, 0, place + 1)
         query_rows = tl.load(queries_ptr + window * QUERIES + places)
         key_rows = tl.load(slots_ptr + window * SLOTS + slots)
         from_ptr = qkv_ptr + image * num_tokens * step + head * DIM
         query = load_rows(from_ptr, query_rows, step, channels, DIM, True)
         key = load_rows(from_ptr + HEADS * DIM, key_rows, step, channels, DIM, True)
         value = load_rows(from_ptr + 2 * HEADS * DIM, key_rows, step, channels, DIM, True)
-        from_ptr = grad_out_ptr + image * num_map_tokens * (HEADS * DIM) + head * DIM
-        grad_out = load_rows(from_ptr, query_rows, HEADS * DIM, channels, DIM, True)
+        from_ptr = grad_out_ptr + image * num_outputs * (HEADS * DIM) + head * DIM
+        out_rows = tl.load(outputs_ptr + window * QUERIES + places)
+        grad_out = load_rows(from_ptr, out_rows, HEADS * DIM, channels, DIM, True)
         of_query = ((image * HEADS + head) * num_windows + window) * QUERIES + places
         lse = tl.load(lse_ptr + of_query)
         delta = tl.load(delta_ptr + of_query)
@@ -246,38 +278,35 @@ def key_grad_kernel(
             query_regions = tl.load(from_ptr + places, mask=query_rows >= 0, other=0)
             key_regions = tl.load(from_ptr + slots)
 
-        if HAS_COLUMNS:
-            columns = tl.load(columns_ptr + window * SLOTS + slots)
-            bias = tl.load(bias_ptr + (columns * QUERIES)[:, None]).to(tl.float32)
         products = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
         weights = tl.exp2(scores - lse[None, :])
-        allowed = may_see(key_rows, query_regions, key_regions, HAS_REGIONS)
-        weights = tl.where(tl.trans(allowed), weights, 0.0)
+        if HAS_REGIONS:
+            allowed = (key_regions[:, None] & query_regions[None, :]) != 0
+        else:
+            allowed = (key_rows >= 0)[:, None]
+        weights = tl.where(allowed, weights, 0.0)
         grad_weights = tl.dot(value, tl.trans(grad_out), input_precision=PRECISION)
         grad_scores = weights * (grad_weights - delta[None, :])
-        if BIAS_NEEDS_GRAD and not HAS_COLUMNS:
+        if BIAS_NEEDS_GRAD:
             grad_bias += grad_scores
         grad_value = tl.dot(weights.to(value.dtype), grad_out, input_precision=PRECISION)
-        grad_key = tl.dot(grad_scores.to(key.dtype), query, input_precision=PRECISION) * scale
+        grad_key = tl.dot(grad_scores.to(key.dtype), query, input_precision=PRECISION)
 
         # Workspace: (windows of the group, tiles of queries, slots, 2, heads of the group, D).
         to_ptr = workspace_ptr + group_head * DIM
-        row = (tl.cast(group_window, tl.int64) * tiles + query_tile) * LISTED
         to_ptr += row * (2 * DIM * GROUP_HEADS)
         rows = tl.where(slots < LISTED, slots, -1)
-        if BIAS_NEEDS_GRAD and HAS_COLUMNS:
-            # (windows of the group, heads of the group, slots, MQ)
-            window_head = tl.cast(group_window, tl.int64) * GROUP_HEADS + group_head
-            at = grad_bias_ptr + window_head * (LISTED * QUERIES) + places[None, :]
-            tl.store(at + (slots * QUERIES)[:, None], grad_scores, mask=(rows >= 0)[:, None])
         step_to: tl.constexpr = 2 * DIM * GROUP_HEADS
         store_rows(to_ptr, grad_key, rows, step_to, channels, DIM)
         store_rows(to_ptr + DIM * GROUP_HEADS, grad_value, rows, step_to, channels, DIM)
 
-    if BIAS_NEEDS_GRAD and not HAS_COLUMNS:
-        of_run = tl.cast(tl.program_id(2) * HEADS + head, tl.int64) * (QUERIES * SLOTS)
-        to_ptr = grad_bias_ptr + of_run + places[None, :] * SLOTS + slots[:, None]
+    if BIAS_NEEDS_GRAD:
+        to_ptr = grad_bias_ptr + tl.cast(run * HEADS + head, tl.int64) * (QUERIES * SLOTS)
+        if HAS_COLUMNS:
+            to_ptr += slots[:, None] * QUERIES + places[None, :]
+        else:
+            to_ptr += places[None, :] * SLOTS + slots[:, None]
         if ADDS:
             grad_bias += tl.load(to_ptr)
         tl.store(to_ptr, grad_bias)
@@ -312,6 +341,7 @@ def sum_by_token_kernel(
     entries_ptr,
     offsets_ptr,
     grad_qkv_ptr,
+    scale,
     num_tokens,
     num_map_tokens,
     num_windows,
@@ -340,6 +370,7 @@ def sum_by_token_kernel(
     grad_qkv_ptr += (first_image + image) * num_tokens * (3 * HEADS * DIM)
     grad_qkv_ptr += first_head * DIM + (block % blocks) * CHANNELS
     to_ptr = grad_qkv_ptr + (1 + block // blocks) * (HEADS * DIM)
+    factor = tl.where(block < blocks, scale, 1.0)
     map_blocks = (num_map_tokens + MAP_TOKENS - 1) // MAP_TOKENS
     if tl.program_id(0) < map_blocks:
         tokens = tl.program_id(0) * MAP_TOKENS + tl.arange(0, MAP_TOKENS)
@@ -352,7 +383,7 @@ def sum_by_token_kernel(
                 workspace_ptr, entries_ptr, first + nth, last, step, channels, LISTED, QUERY_TILES
             )
         rows_ptr = to_ptr + tokens[:, None] * (3 * HEADS * DIM) + channels[None, :]
-        tl.store(rows_ptr, sums.to(to_ptr.dtype.element_ty), mask=real[:, None])
+        tl.store(rows_ptr, (sums * factor).to(to_ptr.dtype.element_ty), mask=real[:, None])
     else:
         token = num_map_tokens + tl.program_id(0) - map_blocks
         begin, end = tl.load(offsets_ptr + token), tl.load(offsets_ptr + token + 1)
@@ -363,7 +394,7 @@ def sum_by_token_kernel(
                 workspace_ptr, entries_ptr, places, end, step, channels, LISTED, QUERY_TILES
             )
         at = token * (3 * HEADS * DIM) + channels
-        tl.store(to_ptr + at, tl.sum(parts, 0).to(to_ptr.dtype.element_ty))
+        tl.store(to_ptr + at, (tl.sum(parts, 0) * factor).to(to_ptr.dtype.element_ty))
         if block < blocks:
             tl.store(grad_qkv_ptr + at, tl.zeros([CHANNELS], to_ptr.dtype.element_ty))
 
@@ -404,44 +435,37 @@ def sum_by_column_kernel(
     partial_ptr,
     entries_ptr,
     offsets_ptr,
-    sum_ptr,
+    grad_bias_ptr,
     num_columns,
     num_queries,
-    num_windows,
-    num_images,
-    first_head,
-    GROUP_HEADS: tl.constexpr,
+    num_parts,
+    HEADS: tl.constexpr,
     QUERIES: tl.constexpr,
+    SLOTS: tl.constexpr,
     LISTED: tl.constexpr,
     TILE: tl.constexpr,
     PLACES: tl.constexpr,
-    ADDS: tl.constexpr,
 ):
-    """Sums the bias gradients of single keys over all places that have a column.
+    """Sums partial gradients ``(runs, parts, nH, NS, MQ)`` over all slots that have a column.
 
-    Grid: columns, heads of the group, tiles of queries. ``ADDS`` to what other images gave.
+    Grid: columns, heads, tiles of queries.
     """
-    column, group_head = tl.program_id(0), tl.program_id(1)
+    column, head = tl.program_id(0), tl.program_id(1)
     queries = tl.program_id(2) * TILE + tl.arange(0, TILE)
     first, last = tl.load(offsets_ptr + column), tl.load(offsets_ptr + column + 1)
-    parts = tl.zeros([PLACES, TILE], tl.float32)
-    for image in range(num_images):
-        for start in range(first, last, PLACES):
-            places = start + tl.arange(0, PLACES)
-            there = places < last
-            entries = tl.load(entries_ptr + places, mask=there, other=0)
-            window, slot = entries // LISTED, entries % LISTED
-            window_head = (image * num_windows + window) * GROUP_HEADS + group_head
-            rows = tl.cast(window_head, tl.int64) * LISTED + slot
+    sums = tl.zeros([PLACES, TILE], tl.float32)
+    for start in range(first, last, PLACES):
+        places = start + tl.arange(0, PLACES)
+        there = places < last
+        entries = tl.load(entries_ptr + places, mask=there, other=0)
+        run, slot = entries // LISTED, entries % LISTED
+        for part in range(num_parts):
+            rows = tl.cast((run * num_parts + part) * HEADS + head, tl.int64) * SLOTS + slot
             from_ptr = partial_ptr + rows[:, None] * QUERIES + queries[None, :]
-            parts += tl.load(from_ptr, mask=there[:, None], other=0.0)
-    total = tl.sum(parts, 0)
-    real = queries < num_queries
-    head = first_head + group_head
-    to_ptr = sum_ptr + (head * num_queries + queries) * num_columns + column
-    if ADDS:
-        total += tl.load(to_ptr, mask=real, other=0.0)
-    tl.store(to_ptr, total, mask=real)
+            sums += tl.load(from_ptr, mask=there[:, None], other=0.0)
+    to_ptr = grad_bias_ptr + (head * num_queries + queries) * num_columns + column
+    total = tl.sum(sums, 0).to(to_ptr.dtype.element_ty)
+    tl.store(to_ptr, total, mask=queries < num_queries)
 
 
 class _Group(NamedTuple):
@@ -449,7 +473,15 @@ class _Group(NamedTuple):
 
     images: range
     heads: range
-    runs: int  # of windows, one for each program of the key kernel
+
+
+class _Plan(NamedTuple):
+    """How the key kernel is launched."""
+
+    groups: list[_Group]
+    per_program: int  # windows of a run, or where keys have columns images
+    runs: int  # of a group, or more than its images have, whose sums are 0
+    parts: int  # of the images of a group, where keys have columns
 
 
 class _Pass(NamedTuple):
@@ -503,20 +535,22 @@ def run_backward(
         scale=scale,
         constants=constants_of(layout, *qkv.shape[3:]),
     )
-    per_program, groups = _groups(qkv, layout, bias_needs_grad)
-    sums = _BiasSums(bias, layout, call.constants, groups) if bias_needs_grad else None
+    plan = _plan(qkv, layout)
+    partial = None
+    if bias_needs_grad:
+        tiles = layout.slot_tiles * layout.query_tiles
+        shape = (plan.runs, qkv.shape[3], tiles * TILE * TILE)
+        partial = bias.new_empty(shape, dtype=torch.float32)
     with torch.cuda.device_of(qkv):
         _query_gradients(call)
-        for group in groups:
+        for group in plan.groups:
             rows = len(group.images) * layout.num_windows * layout.query_tiles * layout.num_slots
             workspace = qkv.new_empty(rows, 2 * len(group.heads) * qkv.shape[4])
-            partial = None if sums is None else sums.partial(group)
-            _key_gradients(call, group, per_program, workspace, partial)
+            _key_gradients(call, plan, group, workspace, partial)
             _sum_by_token(call, group, workspace)
-            if sums is not None:
-                sums.add(group)
-        grad_bias = bias.new_zeros(bias.shape) if sums is None else sums.total()
-    return call.grad_qkv, grad_bias
+        if partial is None:
+            return call.grad_qkv, bias.new_zeros(bias.shape)
+        return call.grad_qkv, _sum_bias(call, plan, partial, bias)
 
 
 def _query_gradients(call: _Pass) -> None:
@@ -534,39 +568,40 @@ def _query_gradients(call: _Pass) -> None:
             call.scale,
             call.scale * LOG2_E,
             num_tokens,
-            layout.num_map_tokens,
+            layout.num_outputs,
             layout.num_windows,
             call.columns,
         ),
         dict(call.constants, OPEN_SLOTS=layout.open_slots, PRECISION=how.precision),
-        how.options(call.constants['BLOCK_DIM']),
+        how.options(call.constants['BLOCK_DIM'], capability_of(call.qkv.device)),
     )
 
 
 def _key_gradients(
-    call: _Pass, group: _Group, per_program: int, workspace: Tensor, partial: Tensor | None
+    call: _Pass, plan: _Plan, group: _Group, workspace: Tensor, partial: Tensor | None
 ) -> None:
     """Fills the workspace, and the partial sums of the bias gradient if they are wanted."""
     layout, how = call.layout, KEY_LAUNCH[call.qkv.element_size()]
     launch(
         key_grad_kernel,
-        (layout.slot_tiles * layout.query_tiles, len(group.heads), group.runs),
+        (layout.slot_tiles * layout.query_tiles, len(group.heads), plan.runs),
         (
             *(call.grad_out, call.qkv, call.tiled, call.lse, call.delta),
             *tables_of(layout),
+            *((None, None) if layout.runs is None else layout.runs[:2]),
             *(workspace, partial),
         ),
         (
-            call.scale,
             call.scale * LOG2_E,
             call.qkv.shape[1],
-            layout.num_map_tokens,
+            layout.num_outputs,
             call.columns,
             layout.num_windows,
             group.images.start,
+            len(group.images),
             group.heads.start,
-            per_program,
-            len(group.images) * layout.num_windows,
+            plan.per_program,
+            plan.parts,
         ),
         dict(
             call.constants,
@@ -576,7 +611,7 @@ def _key_gradients(
             ADDS=group.images.start > 0,
             PRECISION=how.precision,
         ),
-        how.options(call.constants['BLOCK_DIM']),
+        how.options(call.constants['BLOCK_DIM'], capability_of(call.qkv.device)),
     )
 
 
@@ -595,6 +630,7 @@ def _sum_by_token(call: _Pass, group: _Group, workspace: Tensor) -> None:
         ),
         (workspace, layout.entries, layout.offsets, call.grad_qkv),
         (
+            call.scale,
             num_tokens,
             layout.num_map_tokens,
             layout.num_windows,
@@ -614,93 +650,50 @@ def _sum_by_token(call: _Pass, group: _Group, workspace: Tensor) -> None:
     )
 
 
-class _BiasSums:
-    """The gradient of the bias, summed over windows and images in a fixed order.
-
-    Every run of windows leaves a partial sum, to which those of further images are added, and all
-    are summed at the end. Where the bias has columns, windows leave a gradient of each key, which
-    are summed group by group.
-    """
-
-    def __init__(
-        self, bias: Tensor, layout: Layout, shared: dict[str, int], groups: list[_Group]
-    ) -> None:
-        self._bias, self._layout, self._shared = bias, layout, shared
-        self._by_column = layout.columns is not None
-        if self._by_column:
-            self._sum = bias.new_empty(bias.shape, dtype=torch.float32)
-        else:
-            shape = (shared['HEADS'], shared['QUERIES'], shared['SLOTS'])
-            self._runs = groups[0].runs  # as many as of any
-            self._partial = bias.new_empty(self._runs, *shape, dtype=torch.float32)
-
-    def partial(self, group: _Group) -> Tensor:
-        """Where the key kernel writes what it has of a group."""
-        if self._by_column:
-            windows = len(group.images) * self._layout.num_windows
-            shape = (windows, len(group.heads), self._layout.num_slots, self._shared['QUERIES'])
-            self._partial = self._sum.new_empty(shape)
-        return self._partial
-
-    def add(self, group: _Group) -> None:
-        """Adds what the key kernel wrote."""
-        if not self._by_column:
-            return
-        _, queries, columns = self._sum.shape
-        launch(
-            sum_by_column_kernel,
-            (columns, len(group.heads), self._layout.query_tiles),
-            (self._partial, self._layout.column_entries, self._layout.column_offsets, self._sum),
-            (
-                columns,
-                queries,
-                self._layout.num_windows,
-                len(group.images),
-                group.heads.start,
-            ),
-            dict(
-                self._shared,
-                GROUP_HEADS=len(group.heads),
-                LISTED=self._layout.num_slots,
-                PLACES=COLUMN_PLACES,
-                ADDS=group.images.start > 0,
-            ),
-            SUM_LAUNCH.options(),
-        )
-
-    def total(self) -> Tensor:
-        """``(nH, Wh * Ww, N)``, or with columns in place of ``N``."""
-        if self._by_column:
-            return self._sum.to(self._bias.dtype)
-        grad_bias = torch.empty_like(self._bias, memory_format=torch.contiguous_format)
-        heads, queries, num_keys = grad_bias.shape
+def _sum_bias(call: _Pass, plan: _Plan, partial: Tensor, bias: Tensor) -> Tensor:
+    """The gradient of the bias ``(nH, Wh * Ww, N or columns)``, from the sums of runs."""
+    grad_bias = torch.empty_like(bias, memory_format=torch.contiguous_format)
+    layout, (heads, queries, keys) = call.layout, bias.shape
+    if layout.runs is None:
         launch(
             sum_bias_kernel,
-            (ceil_div(num_keys, BIAS_KEYS), queries, heads),
-            (self._partial, grad_bias),
-            (self._runs, queries, num_keys),
-            dict(self._shared, BLOCK=BIAS_KEYS, RUNS=BIAS_RUNS),
+            (ceil_div(keys, BIAS_KEYS), queries, heads),
+            (partial, grad_bias),
+            (plan.runs, queries, keys),
+            dict(call.constants, BLOCK=BIAS_KEYS, RUNS=BIAS_RUNS),
             SUM_LAUNCH.options(),
         )
-        return grad_bias
+    else:
+        launch(
+            sum_by_column_kernel,
+            (keys, heads, layout.query_tiles),
+            (partial, layout.runs.entries, layout.runs.offsets, grad_bias),
+            (keys, queries, plan.parts),
+            dict(call.constants, LISTED=layout.num_slots, PLACES=COLUMN_PLACES),
+            SUM_LAUNCH.options(),
+        )
+    return grad_bias
 
 
-def _groups(qkv: Tensor, layout: Layout, bias_needs_grad: bool) -> tuple[int, list[_Group]]:
-    """How many windows a program of the key kernel takes, and the groups."""
+def _plan(qkv: Tensor, layout: Layout) -> _Plan:
     batch, _, _, heads, dim = qkv.shape
     rows = layout.num_windows * layout.query_tiles * layout.num_slots
-    row_bytes = 2 * dim * qkv.element_size()
-    if bias_needs_grad and layout.columns is not None:
-        row_bytes += 4 * TILE  # a float32 for each query of the tile
-    fit = max(1, WORKSPACE_BYTES // (rows * row_bytes))  # heads of one image
+    bytes_of_head = rows * 2 * dim * qkv.element_size()
+    fit = max(1, WORKSPACE_BYTES // bytes_of_head)  # heads of one image
     num_images, num_heads = min(max(1, fit // heads), batch), min(fit, heads)
-    tiles = layout.slot_tiles * layout.query_tiles
-    programs = num_images * layout.num_windows * tiles * num_heads
-    per_program = ceil_div(programs, KEY_PROGRAMS)
-    groups = []
-    for image in range(0, batch, num_images):
-        images = range(batch)[image : image + num_images]
-        runs = ceil_div(len(images) * layout.num_windows, per_program)
-        for head in range(0, heads, num_heads):
-            groups.append(_Group(images, range(heads)[head : head + num_heads], runs))
-    return per_program, groups
+    tiles = layout.slot_tiles * layout.query_tiles * num_heads
+    if layout.runs is None:
+        per_program = ceil_div(num_images * layout.num_windows * tiles, KEY_PROGRAMS)
+        runs, parts = ceil_div(num_images * layout.num_windows, per_program), 1
+    else:
+        window_runs = len(layout.runs.starts) - 1
+        per_program = ceil_div(num_images * window_runs * tiles, KEY_PROGRAMS)
+        parts = ceil_div(num_images, min(per_program, num_images))
+        per_program = ceil_div(num_images, parts)
+        runs = window_runs * parts
+    groups = [
+        _Group(range(batch)[image : image + num_images], range(heads)[head : head + num_heads])
+        for image in range(0, batch, num_images)
+        for head in range(0, heads, num_heads)
+    ]
+    return _Plan(groups, per_program, runs, parts)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmfocal.geometry import FocalKeys
 
 from .launching import kernel, launch
-from .layout import LOG2_E, QUERY_LAUNCH, TILE, Layout, layout_of, tiled_bias
+from .layout import FORWARD_LAUNCH, LOG2_E, TILE, Layout, capability_of, layout_of, tiled_bias
 
 
 @triton.jit
@@ -38,10 +38,10 @@ def store_rows(ptr, values, rows, step, channels, DIM: tl.constexpr):
 @triton.jit
 def may_see(key_rows, query_regions, key_regions, HAS_REGIONS: tl.constexpr):
     """Which query of a tile may see which key, ``(queries or 1, keys)``."""
-    allowed = (key_rows >= 0)[None, :]
     if HAS_REGIONS:
-        same = query_regions[:, None] == key_regions[None, :]
-        allowed = allowed & (same | (key_regions == 0)[None, :])
+        allowed = (query_regions[:, None] & key_regions[None, :]) != 0
+    else:
+        allowed = (key_rows >= 0)[None, :]
     return allowed
 
 
@@ -50,7 +50,7 @@ def load_bias(bias_ptr, columns_ptr, slots, QUERIES: tl.constexpr, HAS_COLUMNS: 
     """Bias of a tile of queries, at which ``bias_ptr`` points, and of ``slots``."""
     if HAS_COLUMNS:
         return tl.load(bias_ptr + (tl.load(columns_ptr + slots) * QUERIES)[None, :]).to(tl.float32)
-    return tl.load(bias_ptr + slots[None, :]).to(tl.float32)
+    return tl.load(bias_ptr + slots[None, :], cache_modifier='.ca').to(tl.float32)
 
 
 @triton.jit
@@ -90,18 +90,17 @@ def attend_to_slots(
         rows = tl.load(slots_ptr + slots)
         key = load_rows(qkv_ptr + CHANNELS, rows, STEP, channels, DIM, MASKED)
         bias = load_bias(bias_ptr, columns_ptr, slots, QUERIES, HAS_COLUMNS)
-        products = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        scores = tl.fma(products, tl.zeros_like(products) + scale_log2, bias)
+        scores = tl.dot(query, tl.trans(key), bias, input_precision=PRECISION)
         if MASKED:
             regions = rows
             if HAS_REGIONS:
                 regions = tl.load(regions_ptr + slots)
             allowed = may_see(rows, query_regions, regions, HAS_REGIONS)
             scores = tl.where(allowed, scores, float('-inf'))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
+        new_largest = tl.maximum(largest, tl.max(scores, 1) * scale_log2)
         # A query that has seen no key yet must not subtract infinity from infinity.
         base = tl.where(new_largest == float('-inf'), 0.0, new_largest)
-        weights = tl.exp2(scores - base[:, None])
+        weights = tl.exp2(tl.fma(scores, tl.zeros_like(scores) + scale_log2, (-base)[:, None]))
         shrink = tl.exp2(largest - base)
         value = load_rows(qkv_ptr + 2 * CHANNELS, rows, STEP, channels, DIM, MASKED)
         total = total * shrink + tl.sum(weights, 1)
@@ -117,6 +116,7 @@ def forward_kernel(
     qkv_ptr,
     bias_ptr,
     queries_ptr,
+    outputs_ptr,
     slots_ptr,
     regions_ptr,
     columns_ptr,
@@ -124,7 +124,7 @@ def forward_kernel(
     lse_ptr,
     scale_log2,
     num_tokens,
-    num_map_tokens,
+    num_outputs,
     num_windows,
     num_columns,
     HEADS: tl.constexpr,
@@ -187,7 +187,8 @@ def forward_kernel(
     total = tl.where(keyless, 1.0, total)
     out = out / total[:, None]
     lse = tl.where(keyless, float('inf'), largest + tl.log2(total))
-    out_ptr += image * num_map_tokens * (HEADS * DIM) + head * DIM
+    out_ptr += image * num_outputs * (HEADS * DIM) + head * DIM
+    rows = tl.load(outputs_ptr + window * QUERIES + places)
     store_rows(out_ptr, out, rows, HEADS * DIM, channels, DIM)
     lse_ptr += ((image * HEADS + head) * num_windows + window) * QUERIES
     tl.store(lse_ptr + places, lse)
@@ -200,28 +201,28 @@ def run_forward(
     qkv = qkv.contiguous()
     layout = layout_of(keys, qkv.device)
     batch, num_tokens, _, heads, dim = qkv.shape
-    windows, tokens = layout.num_windows, layout.num_map_tokens
-    out = qkv.new_empty(batch, tokens, heads, dim)
+    windows, outputs = layout.num_windows, layout.num_outputs
+    out = qkv.new_empty(batch, outputs, heads, dim)
     filled_queries = layout.query_tiles * TILE
     lse = qkv.new_empty(batch, heads, windows, filled_queries, dtype=torch.float32)
-    how = QUERY_LAUNCH[qkv.element_size()]
+    how = FORWARD_LAUNCH[qkv.element_size()]
     constants = constants_of(layout, heads, dim)
     with torch.cuda.device_of(qkv):
-        tiled = tiled_bias(qkv, bias, layout)
+        tiled = tiled_bias(qkv, bias, scale, layout)
         launch(
             forward_kernel,
             (windows * layout.query_tiles, heads, batch),
             (qkv, tiled, *tables_of(layout), out, lse),
-            (scale * LOG2_E, num_tokens, tokens, windows, bias.shape[2]),
+            (scale * LOG2_E, num_tokens, outputs, windows, bias.shape[2]),
             dict(constants, OPEN_SLOTS=layout.open_slots, PRECISION=how.precision),
-            how.options(constants['BLOCK_DIM']),
+            how.options(constants['BLOCK_DIM'], capability_of(qkv.device)),
         )
     return out, lse, tiled
 
 
 def tables_of(layout: Layout) -> tuple[Tensor | None, ...]:
     """Tables that all kernels of attention read."""
-    return layout.queries, layout.slots, layout.regions, layout.columns
+    return layout.queries, layout.outputs, layout.slots, layout.regions, layout.columns
 
 
 def constants_of(layout: Layout, heads: int, dim: int) -> dict[str, int]:

@@ -159,7 +159,7 @@ def check_parity(device: torch.device, dtype: torch.dtype) -> None:
         qkv = torch.randn(2, keys.num_tokens, 3, 2, HEAD_DIM, dtype=torch.float64, device=device)
         columns = keys.num_bias_columns(device)
         bias = torch.randn(2, keys.num_queries, columns, dtype=torch.float64, device=device)
-        upstream = torch.randn(2, keys.num_map_tokens, 2, HEAD_DIM, device=device).double()
+        upstream = torch.randn(2, keys.num_outputs, 2, HEAD_DIM, device=device).double()
         expected = _out_and_grads(qkv, keys, bias, upstream, 'reference')
         for backend in runnable_backends(device, dtype):
             got = _out_and_grads(qkv.to(dtype), keys, bias.float(), upstream.to(dtype), backend)
