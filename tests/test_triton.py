@@ -147,7 +147,7 @@ def test_layouts_are_kept_up_to_their_bytes():
     assert any(each is made for each in layout.layouts)
     shared = made.queries.nbytes if made.queries is made.outputs else 0
     tables = [each.nbytes for each in made if isinstance(each, torch.Tensor)]
-    assert layout._bytes(made) == sum(tables) - shared
+    assert layout.bytes_of_layout(made) == sum(tables) - shared
 
 
 # --- Tables on a GPU, which the CPU stands in for ---------------------------------------------

@@ -154,11 +154,12 @@ def column_runs(columns: Tensor, count: int) -> ColumnRuns:
     return ColumnRuns(windows.int(), starts.int(), entries, offsets)
 
 
-def _bytes(layout: Layout) -> int:
+def bytes_of_layout(layout: Layout) -> int:
+    """Memory that its tables take."""
     return bytes_of((*layout, *(layout.runs or ())))
 
 
-layouts = TableCache(make_layout, _bytes, LAYOUT_BYTES)
+layouts = TableCache(make_layout, bytes_of_layout, LAYOUT_BYTES)
 layout_of = layouts.get
 
 
