@@ -148,7 +148,13 @@ def largest_batch(
     room = (memory - assumed.reserved) * assumed.usable
     two, four = (cost(name, size, batch, **MODES[mode]).memory() for batch in (2, 4))
     image = (four - two) / 2
-    return max(int((room - (two - 2 * image)) // image), 0)
+    batch = max(int((room - (two - 2 * image)) // image), 0)
+    if batch > 4:
+        # The peak of few images of a small model is the optimizer's step, that of many is where
+        # their activations are: an image adds more memory then.
+        image = (cost(name, size, batch, **MODES[mode]).memory() - four) / (batch - 4)
+        batch = min(batch, 4 + int((room - four) // image))
+    return batch
 
 
 @dataclass(frozen=True)
