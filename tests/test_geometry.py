@@ -5,11 +5,11 @@ from dataclasses import replace
 import oracle
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmfocal.geometry import FocalGeometry, KeyTables
 from mmfocal.geometry.caching import TableCache
 from mmfocal.geometry.tables import readers_of
+from tools.dev.timing.tables import OpCounter
 
 SETTINGS = {
     'published': FocalGeometry(focal_window=7),
@@ -150,15 +150,8 @@ def test_graphs_compute_the_same_tables(name, size, monkeypatch):
 
 
 def test_tables_are_made_of_few_operators():
-    class Counter(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            self.count += not function.is_view
-            return function(*args, **(kwargs or {}))
-
     keys = FocalGeometry(focal_window=15).keys(50, 84)
-    with Counter() as counter:
+    with OpCounter() as counter:
         lists = keys.make_lists(torch.device('cpu'), 64)
         readers_of(lists.keys[:, : keys.num_keys], keys.num_tokens)
     # Queries, outputs and keys as sums with -1 for what is missing; then a copy without filling,

@@ -108,6 +108,8 @@ PUBLISHED: dict[str, tuple[Size, str, float]] = {
     'swin/mask-rcnn_swin-s-p4-w7_fpn_amp-ms-crop-3x_coco': ((1344, 1344), 'amp', 11.9),
 }
 
+SEVERAL = 32  # images, from which on each adds as much memory as the one before
+
 
 @lru_cache
 def cost(
@@ -146,14 +148,20 @@ def largest_batch(
         assumed: what the counted bytes leave open.
     """
     room = (memory - assumed.reserved) * assumed.usable
-    two, four = (cost(name, size, batch, **MODES[mode]).memory() for batch in (2, 4))
-    image = (four - two) / 2
-    batch = max(int((room - (two - 2 * image)) // image), 0)
+
+    def held(batch: int) -> int:
+        return cost(name, size, batch, **MODES[mode]).memory()
+
+    def most(first: int, second: int) -> int:
+        """By a line through the bytes of two batches."""
+        image = (held(second) - held(first)) / (second - first)
+        return max(first + int((room - held(first)) // image), 0)
+
+    # The peak of few images of a small model is the optimizer's step, that of many is where their
+    # activations are: an image adds more memory then.
+    batch = most(2, 4)
     if batch > 4:
-        # The peak of few images of a small model is the optimizer's step, that of many is where
-        # their activations are: an image adds more memory then.
-        image = (cost(name, size, batch, **MODES[mode]).memory() - four) / (batch - 4)
-        batch = min(batch, 4 + int((room - four) // image))
+        batch = most(4, batch) if batch <= SEVERAL else most(SEVERAL // 2, SEVERAL)
     return batch
 
 
