@@ -3,7 +3,7 @@ STACK ?= official
 VENV := $(if $(filter official,$(STACK)),.venv,.venv-$(STACK))
 PY := $(VENV)/bin/python
 TESTS ?= tests
-# Processes that share the tests, file by file.
+# Processes that share the tests, file by file, in the order of tests/conftest.py.
 WORKERS ?= auto
 # Threads that wait spin for a while, and not for ever, as in mmfocal/__init__.py.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -46,7 +46,7 @@ demo-seg: env
 	@$(PY) tools/demo.py segmentation
 
 test: lint
-	@$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile $(TESTS)
+	@$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 coverage: env
 	@$(PY) -m coverage run -m pytest $(TESTS)

@@ -34,6 +34,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('mmfocal')
 
 
+# Files that take minutes come first, the longest one before the others: a worker that took one of
+# them as the last would work on alone.
+LONGEST = ('triton', 'publish', 'tools', 'export', 'own_data', 'benchmark', 'distributed')
+
+
+def pytest_collection_modifyitems(items):
+    order = {f'test_{name}': place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def seeds():
     """The same random numbers for a test, whatever ran before it."""

@@ -218,6 +218,7 @@ def test_boxes_and_masks_are_merged_over_views(detector, folder):
         for i, side in enumerate((64, 96, 128, 128, 160, 192))
     }
     options = [f'{key}={value}' for key, value in scales.items()]
+    options += ['model.test_cfg.rcnn.max_per_img=10']
     output = run_tool(
         *('test.py', config, work_dir / 'iter_2.pth', '--tta', '--out', out),
         *('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0', *options),
