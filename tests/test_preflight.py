@@ -61,6 +61,34 @@ def test_message_says_what_where_how_and_what_else(monkeypatch, tmp_path, name, 
     assert embedded.default_scope == load_config(name).default_scope
 
 
+@pytest.mark.parametrize(
+    'key, settings',
+    [
+        ('bccd', dict(type='CocoDataset', ann_file='coco/train.json', data_prefix=dict(img=''))),
+        (
+            'camvid',
+            dict(
+                type='BaseSegDataset',
+                ann_file='train.txt',
+                data_prefix=dict(img_path='img_dir/train', seg_map_path='label_maps/train'),
+            ),
+        ),
+    ],
+)
+def test_data_sets_are_known_by_their_folder(monkeypatch, tmp_path, key, settings):
+    monkeypatch.chdir(tmp_path)
+    published = PUBLISHED[key]
+    dataset = dict(data_root=f'{published.root}/', pipeline=[], **settings)
+    scope = 'mmdet' if key == 'bccd' else 'mmseg'
+    cfg = Config(dict(default_scope=scope, train_dataloader=dict(dataset=dataset)))
+    text = message(cfg, 'train')
+    assert f'To get {published.title}: {published.how_to_get()}\n' in text
+    assert published.archives[0].url in text and 'COCO 2017' not in text
+    dataset['data_root'] = 'elsewhere'
+    cfg = Config(dict(default_scope=scope, train_dataloader=dict(dataset=dataset)))
+    assert published.title not in message(cfg, 'train')
+
+
 def test_options_of_the_message_work(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     make_coco(tmp_path / 'elsewhere')

@@ -5,7 +5,7 @@ _base_ = [
     '../_base_/shapes_backbone.py',
     '../_base_/shapes_training.py',
     '_base_/shapes.py',
-    'mmseg::_base_/default_runtime.py',
+    '_base_/runtime_small.py',
 ]
 
 num_classes = 7  # 0 is the ground
@@ -45,8 +45,6 @@ model = dict(
 
 max_iters = 2200
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 4)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
 
 # Full speed for two thirds of the time: names are learned while the learning rate is high.
 param_scheduler = [
@@ -60,14 +58,4 @@ param_scheduler = [
         end=max_iters,
     ),
 ]
-default_hooks = dict(
-    timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=25, log_metric_by_epoch=False),
-    param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=max_iters // 4, max_keep_ckpts=2
-    ),
-    sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'),
-)
-randomness = dict(seed=0)
+default_hooks = dict(checkpoint=dict(interval=max_iters // 4))

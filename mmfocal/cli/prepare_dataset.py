@@ -1,7 +1,8 @@
-"""Lays out COCO, ADE20K or the embedded data set from what was downloaded, and checks it.
+"""Lays out a public data set from what was downloaded, or the embedded one, and checks it.
 
-Archives are unpacked, folders that are unpacked already are linked. What is there stays, so this
-can be run again: after an interruption, or without SOURCE, to check what there is.
+Archives are unpacked, folders that are unpacked or cloned already are linked, and what the configs
+cannot read as it is published (BCCD, CamVid) is converted once. What is there stays, so this can
+be run again: after an interruption, or without SOURCE, to check what there is.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ from .segmentation import SegmentationData, check_segmentation
 # How to get published data sets, by the classes that read them.
 _COCO = f'COCO 2017: {DATASETS["coco"].how_to_get()}'
 _ADE20K = f'ADE20K: {DATASETS["ade20k"].how_to_get()}'
+# Classes that read data sets of any origin do not tell which; the folder of these does.
+_BY_FOLDER = [DATASETS[key] for key in ('bccd', 'camvid')]
 SOURCES = {
     'CocoDataset': _COCO,
     'CocoPanopticDataset': (
@@ -112,10 +114,19 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
             missing |= dict.fromkeys(absent)
             options[f'{dataset.key}.data_root'] = 'FOLDER'
             options |= _evaluator_options(cfg, split, dataset)
-            if dataset.name in SOURCES and not dataset.is_third_party:
-                sources[SOURCES[dataset.name]] = None
+            if source := _source(dataset, absent):
+                sources[source] = None
     if missing:
         raise MissingDataError(_message(cfg, missing, options, sources))
+
+
+def _source(dataset: DatasetConfig, absent: Iterable[str]) -> str | None:
+    """How to get a published data set: by the folder that lacks files, else by who reads it."""
+    for published in _BY_FOLDER:
+        root = os.path.abspath(published.root)
+        if any(Path(path).is_relative_to(root) for path in absent):
+            return f'{published.title}: {published.how_to_get()}'
+    return None if dataset.is_third_party else SOURCES.get(dataset.name)
 
 
 def _check_steps(cfg: Config, dataset: DatasetConfig) -> None:

@@ -7,7 +7,7 @@ import math
 import os
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -120,12 +120,13 @@ class Folder:
 
     Args:
         root: the folder.
+        only: names of folders in it; what lies beside them is left out. None for everything.
 
     Raises:
         UserError: it is none.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, only: Collection[str] | None = None) -> None:
         if root.is_file():
             raise UserError(
                 f'{root} is a file; expected a folder with images and annotations. Unpack it, '
@@ -133,7 +134,7 @@ class Folder:
             )
         if not root.is_dir():
             raise UserError(f'There is no folder {root} (looked for {root.absolute()}).')
-        self.root = root
+        self.root, self.only = root, only
 
     @cached_property
     def files(self) -> list[Path]:
@@ -147,6 +148,9 @@ class Folder:
             if REPORT in files:  # of an earlier conversion
                 folders.clear()
                 continue
+            if self.only is not None and folder == str(self.root):
+                folders[:] = [name for name in folders if name in self.only]
+                files = []
             folders[:] = sorted(name for name in folders if not _is_hidden(name))
             found += [Path(folder, name) for name in sorted(files) if not _is_hidden(name)]
         return found

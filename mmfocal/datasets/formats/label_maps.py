@@ -295,7 +295,29 @@ def write_split(
         maps: images with their labels, uint8 ``(H, W)``.
         palette: red, green and blue of each label.
     """
-    root, target = _common_folder(images), temporary / 'label_maps' / split
+    root = _common_folder(images)
+    write_label_maps(temporary / 'label_maps' / split, root, maps, palette)
+    _write_list(temporary / f'{split}.txt', [_name(path, root) for path in images])
+    absolute = out.absolute()
+    return LabelMapSplit(
+        absolute / f'{split}.txt', root, absolute / 'label_maps' / split, '', '.png', len(images)
+    )
+
+
+def write_label_maps(
+    target: Path,
+    root: Path,
+    maps: Iterable[tuple[Path, np.ndarray]],
+    palette: Sequence[Sequence[int]],
+) -> None:
+    """Writes PNG files with a palette, named as their images with ``.png`` after it.
+
+    Args:
+        target: folder for them.
+        root: folder that images lie below, and whose folders are repeated in ``target``.
+        maps: images with their labels, uint8 ``(H, W)``.
+        palette: red, green and blue of each label; of others it is white.
+    """
     flat = np.full((256, 3), 255, np.uint8)
     flat[: len(palette)] = palette
     for path, labels in maps:
@@ -304,8 +326,3 @@ def write_split(
         image = Image.fromarray(labels)
         image.putpalette(flat.tobytes())  # makes it one of mode P
         image.save(file, compress_level=3)
-    _write_list(temporary / f'{split}.txt', [_name(path, root) for path in images])
-    absolute = out.absolute()
-    return LabelMapSplit(
-        absolute / f'{split}.txt', root, absolute / 'label_maps' / split, '', '.png', len(images)
-    )

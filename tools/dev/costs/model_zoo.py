@@ -35,6 +35,15 @@ PUBLISHED = REPOSITORY / 'configs' / 'published.yaml'
 # What published tables count by family, in pixels, height and width.
 IMAGES = {'mmdet': (800, 1280), 'mmseg': (512, 2048), 'mmpretrain': (224, 224)}
 SHAPES = {'mmdet': (128, 128), 'mmseg': (128, 128), 'mmpretrain': (64, 64)}
+# Of small data sets, by what the names of their configs end with.
+SMALL_IMAGES = {'bccd': (240, 320), 'camvid': (360, 480)}
+# By parts of names; the others have that of their family.
+TRAINING_DATA = {
+    'shapes': 'drawn shapes',
+    'cityscapes': 'Cityscapes',
+    'bccd': 'BCCD',
+    'camvid': 'CamVid',
+}
 FIELDS = {
     *('method', 'backbone', 'epochs', 'box_ap', 'mask_ap', 'multi_scale', 'miou', 'top'),
     *('parameters', 'gflops', 'image', 'unsure', 'tolerance'),
@@ -104,13 +113,13 @@ def measure(name: str, image: Sequence[int] | None = None) -> Cost:
     Args:
         name: as ``'mmdet/focal_maskrcnn_ms-1x.py'`` below ``configs/``, or whatever
             :func:`~mmfocal.engine.config.load_config` finds.
-        image: height and width in pixels, by default what published tables count, or of the drawn
-            shapes.
+        image: height and width in pixels, by default what published tables count, or of the small
+            data set that the config is for.
     """
     config = _load(name)
     family = config.default_scope
     if image is None:
-        image = (SHAPES if 'shapes' in name else IMAGES)[family]
+        image = _image(name, family)
     key = str(config.model), *image
     if key not in _COUNTED:  # configs differ in schedules, too
         model = _build(config)
@@ -123,6 +132,14 @@ def measure(name: str, image: Sequence[int] | None = None) -> Cost:
             flops = count(model, *image)
         _COUNTED[key] = Cost(count_parameters(model), flops, seen.listed_twice)
     return _COUNTED[key]
+
+
+def _image(name: str, family: str) -> tuple[int, int]:
+    """Height and width in pixels for which a config is counted."""
+    for ending, image in SMALL_IMAGES.items():
+        if Path(name).stem.endswith(ending):
+            return image
+    return (SHAPES if 'shapes' in name else IMAGES)[family]
 
 
 _COUNTED: dict[tuple[str, int, int], Cost] = {}
@@ -271,10 +288,9 @@ def _tasks(config: Config) -> list[str]:
 
 
 def _training_data(name: str) -> str:
-    if 'shapes' in name:
-        return 'drawn shapes'
-    if 'cityscapes' in name:
-        return 'Cityscapes'
+    for part, title in TRAINING_DATA.items():
+        if part in name:
+            return title
     return dict(mmdet='COCO', mmseg='ADE20K', mmpretrain='ImageNet-1K')[Path(name).parts[0]]
 
 
@@ -315,8 +331,8 @@ Batches are of 16 images, 8 GPUs x 2, but for HTC++, 16 GPUs x 1, and RTMDet-Ins
 OTHERS = """## Configs without a published result
 
 Parameters and GFLOPs are counted, for one image of the size that is given: that of the tables
-above, or of the drawn shapes. Those of DINO are of MMDetection 3.3; in OneDL's fork one layer of
-its decoder is twice as wide.
+above, or of the small data set that it is for. Those of DINO are of MMDetection 3.3; in OneDL's
+fork one layer of its decoder is twice as wide.
 """
 
 
@@ -357,7 +373,7 @@ def _row(name: str, entry: Mapping[str, Any], cost: Cost) -> list[str]:
 
 def _other_row(name: str) -> list[str]:
     config = _load(name)
-    image = (SHAPES if 'shapes' in name else IMAGES)[config.default_scope]
+    image = _image(name, config.default_scope)
     cost = measure(name)
     return [
         f'[{Path(name).stem}](../configs/{name})',
