@@ -245,39 +245,6 @@ def test_rings_are_compared(detector, folder):
         assert distances[ring][:2] == [0, 0] and distances[ring][2] > 0
 
 
-def test_comparison_trains_focal_and_swin_once_and_tells_both(folder):
-    options = [
-        'train_cfg.max_iters=2',
-        'train_cfg.val_interval=2',
-        'train_dataloader.num_workers=0',
-    ]
-    options += ['train_dataloader.persistent_workers=False', 'default_hooks.logger.interval=1']
-    for split in ('train', 'val', 'test'):
-        options += [
-            f'{split}_dataloader.dataset.num_images.train=8',
-            f'{split}_dataloader.dataset.num_images.val=4',
-            f'{split}_dataloader.dataset.data_root={folder / "shapes"}',
-        ]
-    options += [
-        f'{split}_evaluator.ann_file={folder / "shapes/annotations/instances_val.json"}'
-        for split in ('val', 'test')
-    ]
-    work_dir = folder / 'compare'
-    arguments = ['--families', 'retinanet', '--work-dir', work_dir, '--jobs', 1]
-    arguments += ['--seeds', 0, 1]
-    tool = 'tools.dev.compare_shapes'
-    output = run_tool(tool, *arguments, '--cfg-options', *options, cwd=folder)
-    assert 'focal_retinanet_0: done' in output and 'swin_retinanet_1: done' in output
-    dumped = (work_dir / 'swin_retinanet_0/swin_retinanet_0.py').read_text()
-    assert "type='SwinTransformer'" in dumped and 'FocalTransformer' in dumped
-    row = output.split('| retinanet |')[1].splitlines()[0].split('|')
-    assert [cell.strip() for cell in row[:3]] == ['2', '2/2', 'box AP']
-    assert all(' to ' in cell for cell in row[3:-1])
-    assert (work_dir / 'curves.png').stat().st_size > 10_000
-    again = run_tool(tool, *arguments, cwd=folder)
-    assert 'training' not in again and '| retinanet | 2 |' in again
-
-
 def test_two_processes_train_together(detector):
     config, work_dir = detector
     result = subprocess.run(

@@ -31,7 +31,6 @@ from mmfocal.visualization.predictions import (
     draw_segmentations,
     palette_of,
 )
-from tools.dev.comparison import draw_comparison
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,26 +69,13 @@ def test_later_start_replaces_the_steps_that_it_repeats(work_dir):
     assert [(row['step'], row.get('loss')) for row in rows] == [(1, 8), (2, 7), (3, 1), (3, None)]
 
 
-@pytest.mark.parametrize('num_models', [1, 5])
-def test_comparison_has_a_loss_and_a_metric_for_each_model(work_dir, num_models):
-    rows = read_scalars(work_dir)
-    names = [f'model {i}' for i in range(num_models)]
-    # The second one has two seeds of one backbone, and none of the other.
-    runs = {name: dict(focal=[rows], swin=[rows]) for name in names}
-    if num_models > 1:
-        runs['model 1'] = dict(focal=[rows, rows])
-    figure = draw_comparison(runs)
-    shown = [axes for axes in figure.axes if axes.get_visible()]
-    assert len(shown) == 2 * num_models
-    assert [axes.get_title() for axes in shown if axes.get_title()] == names
-    metrics = [axes for axes in shown if axes.get_ylabel() == 'box mAP']
-    assert [len(axes.lines) for axes in metrics] == [2] * num_models
-    legend = [text.get_text() for text in metrics[0].get_legend().get_texts()]
-    assert legend == ['Focal', 'Swin']
-    metric = metrics[0]
-    assert list(metric.lines[0].get_ydata()) == [0.25]
-    assert metric.lines[0].get_color() != metric.lines[1].get_color()
-    assert pixels(figure).std() > 0
+def test_a_validation_that_is_made_up_for_belongs_to_where_training_was(tmp_path):
+    write_log(tmp_path, '20260101_000000', [{'step': 1, 'loss': 8}, {'step': 2, 'loss': 7}])
+    # Resumed from iteration 2, whose validation had not been complete.
+    later = [{'step': 0, 'coco/bbox_mAP': 0.25}, {'step': 3, 'loss': 6}]
+    write_log(tmp_path, '20260101_000001', later)
+    rows = [(row['step'], row.get('coco/bbox_mAP')) for row in read_scalars(tmp_path)]
+    assert rows == [(1, None), (2, None), (2, 0.25), (3, None)]
 
 
 def test_curves_hold_the_logged_numbers(work_dir):

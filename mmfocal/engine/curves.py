@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
     Every start of a run writes ``TIME/vis_data/scalars.json`` of its own. Where a later start
     repeats steps, because it resumed from an earlier checkpoint, its values count. Metrics are
     logged under the number of the epoch, which an iteration-based run does not have; they get the
-    iteration that training had reached.
+    iteration that training had reached, also where a later start began with a validation that the
+    earlier one had not got to.
 
     Args:
         work_dir: the run's work folder.
@@ -59,13 +61,13 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
         raise FileNotFoundError(f'{work_dir} holds no log of a run (*/vis_data/scalars.json)')
     rows: list[dict[str, float]] = []
     for log in logs:
-        later, step = [], None
+        later, step = [], rows[-1]['step'] if rows else None
         for row in map(json.loads, log.read_text().splitlines()):
             step = row['step'] if 'loss' in row else step
             if step is not None:
                 later.append({**row, 'step': step})
-        if later:
-            rows = [row for row in rows if row['step'] < later[0]['step']] + later
+        begun = next((row['step'] for row in later if 'loss' in row), math.inf)
+        rows = [row for row in rows if row['step'] < begun] + later
     return rows
 
 

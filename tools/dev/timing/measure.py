@@ -311,7 +311,8 @@ def bandwidth(device: torch.device, megabytes: int = 256) -> float:
 
 def machine(device: torch.device) -> dict[str, str | int]:
     """Where and with what something was measured."""
-    names = ('mmdet', 'onedl-mmdetection', 'triton', 'onnxruntime')
+    packages = ('mmdet', 'onedl-mmdetection', 'mmsegmentation', 'onedl-mmsegmentation')
+    names = (*packages, 'triton', 'onnxruntime')
     versions = {name: found for name in names if (found := installed(name))}
     processor = platform.processor() or platform.machine()
     if (cpuinfo := Path('/proc/cpuinfo')).exists():
