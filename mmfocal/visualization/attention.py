@@ -258,7 +258,8 @@ WIDTH, MARGIN, GAP = 8.5, 0.08, 0.14
 COLUMNS = 4
 LABEL = 0.36  # left of the panels: what they show
 CAPTION, BAR = 0.28, 1.0  # a line below a panel, the colour bar with its text
-OVERVIEW, LEGEND = 4.5, 3.4  # height of image and legend, width of the legend
+OVERVIEW = 4.5  # largest height of the image
+LEGEND, LEGEND_HEIGHT = 3.4, 4.2
 FONT = 6.5  # points
 COLOURS = 'YlGnBu'
 DECADES = 2.5  # weights so far below the largest have one colour
@@ -348,7 +349,9 @@ def _draw(view: View, columns: list[_Column], label: str, overview: bool) -> Fig
     band = heading + sum(side + 0.1 + CAPTION * len(kinds) for kinds in rows.values())
     bands = [columns[at : at + COLUMNS] for at in range(0, len(columns), COLUMNS)]
     height, width = view.image.shape[:2]
-    top_height = OVERVIEW if overview else 0
+    scale = min((WIDTH - LABEL - GAP - LEGEND) / width, OVERVIEW / height)
+    size = width * scale, height * scale
+    top_height = max(size[1], LEGEND_HEIGHT) if overview else 0
     page = _Page(MARGIN + top_height + len(bands) * band + BAR)
 
     # One scale for all panels, so that they can be compared.
@@ -358,11 +361,8 @@ def _draw(view: View, columns: list[_Column], label: str, overview: bool) -> Fig
 
     top = MARGIN
     if overview:
-        room = WIDTH - LABEL - GAP - LEGEND
-        scale = min(room / width, OVERVIEW / height)
-        size = width * scale, height * scale
-        _draw_overview(page.axes(LABEL, top + (OVERVIEW - size[1]) / 2, *size), view, columns)
-        _draw_legend(page.axes(LABEL + size[0] + GAP, top, LEGEND, OVERVIEW), columns)
+        _draw_overview(page.axes(LABEL, top + (top_height - size[1]) / 2, *size), view, columns)
+        _draw_legend(page.axes(LABEL + size[0] + GAP, top, LEGEND, top_height), columns)
         top += top_height
     for in_band in bands:
         for place, column in enumerate(in_band):
