@@ -291,6 +291,19 @@ def test_tables_say_what_is_significant(outcome):
     assert '1.0 hours' in page and 'Z80' in page and '4 seeds each' in page
 
 
+def test_nothing_is_read_off_before_the_first_validation(outcome):
+    outcome.results.steps['seconds']['shift only'] = [9.0, 18.0, 9.0]
+    last, equal_time = (row for row in rows(outcome.tables()) if row[0] == 'shift only')
+    assert last[1].startswith('0.6') and equal_time[1:3] == ['-', '-']
+
+
+def test_a_page_without_a_place_for_tables_is_told_before_training(tiny):
+    _, command = tiny
+    result = subprocess.run([*command, '--docs'], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode and 'tables of tiny' in result.stdout + result.stderr
+    assert 'training' not in result.stdout
+
+
 def test_only_seeds_of_all_variants_count(outcome):
     results = outcome.results
     results.runs = [

@@ -56,6 +56,7 @@ def compare(args: argparse.Namespace) -> int:
     if args.docs:
         stored = DOCS / f'tables/compare_{name}.json'
         curves = DOCS / f'images/compare_{name}.png'
+        with_tables(PAGE.read_text(), name, '')  # before hours of training
     results = Results(stored, comparison)
     failed = []
     if not args.only_report:

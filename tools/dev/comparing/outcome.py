@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from math import isnan
 from statistics import median
 from typing import Any
 
@@ -65,15 +66,19 @@ class Outcome:
         }
 
     def at_equal_time(self, metric: str) -> Values:
-        """What each run had come to when the fastest variant was complete, interpolated."""
+        """What each run had come to when the fastest variant was complete, interpolated.
+
+        NaN where that was before the first validation.
+        """
         times = self.step_times()
         values: Values = {}
         for variant in self.comparison.variants:
             share = min(times.values()) / times[variant]
-            values[variant] = {
-                seed: float(np.interp(share * curve[-1][0], *zip(*curve, strict=True)))
-                for seed, curve in self.curves(variant, metric).items()
-            }
+            values[variant] = {}
+            for seed, curve in self.curves(variant, metric).items():
+                steps, heights = zip(*curve, strict=True)
+                there = np.interp(share * steps[-1], steps, heights, left=np.nan)
+                values[variant][seed] = float(there)
         return values
 
     def on_test_split(self, metric: str) -> Values:
@@ -124,7 +129,9 @@ class Outcome:
         }
         corrected = holm({name: p for name, (_, p) in pairs.items()})
         return {
-            name: f'{interval.text(digits, "+")}, p = {corrected[name]:.2g}'
+            name: '-'
+            if isnan(interval.mean)
+            else f'{interval.text(digits, "+")}, p = {corrected[name]:.2g}'
             + ('' if corrected[name] < SIGNIFICANT else ', not significant')
             for name, (interval, _) in pairs.items()
         }

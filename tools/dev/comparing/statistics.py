@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 import numpy as np
 from scipy import stats
@@ -21,7 +22,9 @@ class Interval:
     high: float | None = None
 
     def text(self, digits: int, sign: str = '') -> str:
-        """``'0.54 (0.52 to 0.55)'``."""
+        """``'0.54 (0.52 to 0.55)'``, or ``'-'`` for what was not measured."""
+        if isnan(self.mean):
+            return '-'
         form = f'{sign}.{digits}f'
         if self.low is None or self.high is None:
             return f'{self.mean:{form}}'
