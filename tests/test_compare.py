@@ -17,6 +17,7 @@ from scipy import stats
 from mmfocal.utils.errors import UserError
 from tools.dev.compare import with_tables
 from tools.dev.comparing import Comparison, Outcome, Results, read_comparison
+from tools.dev.comparing.running import value_of
 from tools.dev.comparing.statistics import bootstrap, holm, paired
 
 ROOT = Path(__file__).parents[1]
@@ -36,8 +37,6 @@ loader = dict(
 train_dataloader = loader
 val_dataloader = loader
 test_dataloader = loader
-val_evaluator = dict(ann_file=root + '/annotations/instances_val.json')
-test_evaluator = val_evaluator
 train_cfg = dict(max_iters=7, val_interval=2)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=2))
 comparison = dict(
@@ -45,7 +44,7 @@ comparison = dict(
     variants={{'Focal': {{}}, 'shift only': {{'model.backbone': dict(
         expand_sizes=0, focal_levels=1, use_shift=True)}}}},
     against=['Focal'],
-    metrics={{'coco/bbox_mAP': 'box AP'}},
+    metrics={{'mIoU': 'mIoU, %'}},
     seeds=1,
     tests=True,
 )
@@ -59,7 +58,7 @@ comparison = dict(
 def tiny(tmp_path):
     """A comparison of minutes' work in seconds, and the command that makes it."""
     path = tmp_path / 'tiny.py'
-    config = str(ROOT / 'configs/mmdet/focal_retinanet_shapes.py')
+    config = str(ROOT / 'configs/mmseg/focal_upernet_shapes.py')
     path.write_text(TINY.format(config=config, root=str(tmp_path / 'shapes')))
     command = [sys.executable, '-m', 'tools.dev.compare', path, '--rounds', 2]
     return path, [*map(str, command), '--work-dir', str(tmp_path / 'runs')]
@@ -107,10 +106,13 @@ def test_a_comparison_that_is_killed_goes_on_where_it_was(tiny):
     assert complete['runs'][0] == first['runs'][0] and complete['steps'] == first['steps']
     assert [each['variant'] for each in complete['runs']] == ['Focal', 'shift only']
     for each in complete['runs']:
-        assert [step for step, _ in each['curves']['coco/bbox_mAP']] == [2, 4, 6, 7]
-        assert set(each['test']) == {'coco/bbox_mAP'} and each['cpu_seconds'] > 0
+        assert [step for step, _ in each['curves']['mIoU']] == [2, 4, 6, 7]
+        assert each['cpu_seconds'] > 0 and each['resumed'] == (each['variant'] != 'Focal')
+        # As few images as are validated with, and the same: the last checkpoint was tested.
+        assert each['test']['mIoU'] == each['curves']['mIoU'][-1][1] > 0
     tables = (runs / 'tables.md').read_text()
     assert '| shift only |' in tables and '1 seed each, 7 iterations of 2 images' in tables
+    assert 'without what 1 had computed' in tables
     assert (runs / 'curves.png').stat().st_size > 5_000
 
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -135,6 +137,14 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tiny):
     (log,) = path.parent.glob('runs/shift-only_0*/log.txt')
     assert 'NoSuchActivation' in log.read_text()
     assert [run['variant'] for run in json.loads(results.read_text())['runs']] == ['Focal']
+
+
+def test_a_metric_that_is_not_measured_is_an_error():
+    nothing_found = {'data_time': 0.1, 'time': 0.2, 'step': 4}
+    assert value_of({**nothing_found, 'mIoU': 31.2345678}, 'mIoU') == 31.23457
+    assert value_of(nothing_found, 'coco/bbox_mAP') == 0.0
+    with pytest.raises(ValueError, match=r'mIuO.* aAcc, mIoU'):
+        value_of({**nothing_found, 'mIoU': 31.2, 'aAcc': 80.0}, 'mIuO')
 
 
 # --- Which runs ---------------------------------------------------------------------------------
@@ -190,7 +200,7 @@ def test_a_changed_config_is_trained_again(tmp_path, tiny):
         (("against=['Focal']", 'against=[]'), 'a list'),
         (('comparison = ', 'compared = '), 'comparison'),
         (('seeds=1', 'repeats=1'), 'repeats'),
-        (("metrics={'coco/bbox_mAP': 'box AP'}", 'metrics={}'), 'metrics'),
+        (("metrics={'mIoU': 'mIoU, %'}", 'metrics={}'), 'metrics'),
         (('seeds=1', 'seeds=0'), 'seeds'),
     ],
 )

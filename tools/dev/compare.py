@@ -8,8 +8,11 @@ time, the same command resumes from there. At the end it writes tables and curve
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
+
+from mmengine.logging import MMLogger
 
 from mmfocal.utils.errors import UserError, user_errors_without_trace
 from tools.dev import ROOT
@@ -60,6 +63,8 @@ def compare(args: argparse.Namespace) -> int:
     results = Results(stored, comparison)
     failed = []
     if not args.only_report:
+        # Building what is timed would print a line for each parameter.
+        MMLogger.get_current_instance().setLevel(logging.WARNING)
         # First, while nothing else runs.
         if args.retime or not results.steps:
             time_steps(comparison, results, args.rounds)

@@ -144,10 +144,12 @@ class Outcome:
         iterations = max(curve[-1][0] for run in runs for curve in run['curves'].values())
         batch = self.comparison.config.train_dataloader.batch_size
         hours = sum(run['cpu_seconds'] for run in runs) / 3600
+        resumed = sum(run.get('resumed', False) for run in runs)
+        uncounted = f', without what {resumed} had computed when they were killed'
         lines = [
             f'{seeds} each, {iterations:,} iterations of {batch} images. CPU time of all '
-            f'{len(runs)} trainings with their evaluations: {hours:.1f} hours. '
-            f'{_machines(run["machine"] for run in runs)}'
+            f'{len(runs)} trainings with their evaluations: {hours:.1f} hours'
+            f'{uncounted if resumed else ""}. {_machines(run["machine"] for run in runs)}'
         ]
         if self.step_times():
             rounds = len(self.results.steps['seconds'][against])
@@ -188,7 +190,7 @@ class Outcome:
         steps = sorted(set.intersection(*({step for step, _ in curve} for curve in curves)))
         means = [bootstrap([dict(curve)[step] for curve in curves]) for step in steps]
         x = [step * step_time for step in steps]
-        axes.plot(x, [each.mean for each in means], color=colour, label=variant, lw=1.4)
+        axes.plot(x, [each.mean for each in means], '.-', color=colour, label=variant, lw=1.4)
         if all(each.low is not None for each in means):
             low, high = [each.low for each in means], [each.high for each in means]
             axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)

@@ -30,6 +30,7 @@ from .plan import Comparison, Run
 from .results import Results
 
 DIGITS = 5  # of metrics
+NO_METRICS = {'iter', 'epoch', 'step', 'time', 'data_time', 'memory'}  # in rows of validations
 
 
 def train_all(
@@ -117,12 +118,14 @@ def _train(
         last = trained / (trained / 'last_checkpoint').read_text().strip()
         testing = ['test', config, last, '--work-dir', folder / 'test', '--out', out, '--quiet']
         seconds += call(testing)
-        test = json.loads(out.read_text())
+        metrics = json.loads(out.read_text())['metrics']
+        test = {name: value_of(metrics, name) for name in comparison.metrics}
     rows = read_scalars(trained)
     return dict(
         curves={name: _curve(rows, name, run.config.train_cfg) for name in comparison.metrics},
-        test={name: round(test.get(name, 0.0), DIGITS) for name in comparison.metrics if test},
+        test=test,
         cpu_seconds=round(seconds),
+        resumed='--resume' in training,
         machine=machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu')),
     )
 
@@ -130,21 +133,32 @@ def _train(
 def _curve(
     rows: Iterable[dict[str, float]], name: str, loop: Mapping[str, Any]
 ) -> list[tuple[int, float]]:
-    """Iterations and values of a metric; 0 where nothing was found, of which mmdet logs no AP.
+    """Iterations and values of a metric.
 
     The log has a validation under the last iteration that was logged before it, which is not
     always its own.
 
     Raises:
-        ValueError: the log has more or fewer validations than the loop makes.
+        ValueError: the log has more or fewer validations than the loop makes, or other metrics.
     """
     last, every, begin = loop['max_iters'], loop['val_interval'], loop.get('val_begin', 1)
     iterations = [i for i in range(begin, last + 1) if i % every == 0 or i == last]
     validations = [row for row in rows if 'loss' not in row]
     return [
-        (iteration, round(row.get(name, 0.0), DIGITS))
+        (iteration, value_of(row, name))
         for iteration, row in zip(iterations, validations, strict=True)
     ]
+
+
+def value_of(row: Mapping[str, float], name: str) -> float:
+    """A metric of an evaluation; 0 where nothing was found, of which mmdet says no AP.
+
+    Raises:
+        ValueError: there are only others.
+    """
+    if name not in row and (others := row.keys() - NO_METRICS):
+        raise ValueError(f'expected the metric {name}; there are {", ".join(sorted(others))}')
+    return round(row.get(name, 0.0), DIGITS)
 
 
 def _call(arguments: list[Any], folder: Path, environment: dict[str, str]) -> float:
