@@ -23,7 +23,7 @@ from tools.dev.comparing.statistics import bootstrap, holm, paired
 ROOT = Path(__file__).parents[1]
 COMPARISONS = ROOT / 'tools/dev/comparisons'
 NAMES = ['parts_maskrcnn', 'parts_upernet', 'bccd', 'camvid']
-MEASURED = ['parts_maskrcnn']
+MEASURED = ['parts_maskrcnn', 'bccd']
 TINY = """
 _base_ = {config!r}
 num_images = dict(train=8, val=4)

@@ -72,17 +72,17 @@ def train_all(
                 run = queue.get_nowait()
             except Empty:
                 return
-            print(f'{run.name}: training', flush=True)
+            _say(f'{run.name}: training')
             folder = work_dir / run.folder
             try:
                 measured = _train(run, comparison, folder, environment)
             except (RunFailedError, OSError, ValueError) as error:
                 failed.append(run.name)
-                print(f'{run.name}: failed, see {folder}/log.txt: {error}', flush=True)
+                _say(f'{run.name}: failed, see {folder}/log.txt: {error}')
                 continue
             results.add(run, **measured)
             last = {name: curve[-1][1] for name, curve in measured['curves'].items()}
-            print(f'{run.name}: {last}', flush=True)
+            _say(f'{run.name}: {last}')
 
     count = min(jobs or len(places), len(missing))
     threads = [Thread(target=work, args=(places[i % len(places)],)) for i in range(count)]
@@ -95,6 +95,11 @@ def train_all(
         stopped.set()  # the runs were interrupted, too, and no others are to begin
         raise
     return failed
+
+
+def _say(line: str) -> None:
+    """Prints a line in one piece, as several threads do."""
+    print(f'{line}\n', end='', flush=True)
 
 
 class RunFailedError(RuntimeError):
