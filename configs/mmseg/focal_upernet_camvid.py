@@ -36,8 +36,7 @@ model = dict(
     ),
 )
 
-# At twice this rate, gradients of the patch embedding spiked (a norm of 86, where 3 is common),
-# and one of three trainings was thrown back.
+# At twice this rate, gradients of the patch embedding spiked and threw one of three runs back.
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 max_iters = 900
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 2)

@@ -57,7 +57,6 @@ def train_all(
     queue: SimpleQueue[Run] = SimpleQueue()
     for run in missing:
         queue.put(run)
-    failed: list[str] = []
     stopped = Event()
     places = list(range(torch.cuda.device_count())) or sorted(os.sched_getaffinity(0))
 
@@ -77,7 +76,6 @@ def train_all(
             try:
                 measured = _train(run, comparison, folder, environment)
             except (RunFailedError, OSError, ValueError) as error:
-                failed.append(run.name)
                 _say(f'{run.name}: failed, see {folder}/log.txt: {error}')
                 continue
             results.add(run, **measured)
@@ -94,7 +92,7 @@ def train_all(
     except KeyboardInterrupt:
         stopped.set()  # the runs were interrupted, too, and no others are to begin
         raise
-    return failed
+    return [run.name for run in missing if not results.has(run)]
 
 
 def _say(line: str) -> None:
