@@ -8,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from scipy import stats
 
+from mmfocal.utils.config import import_custom_modules
 from mmfocal.utils.errors import UserError
 from tools.dev.compare import with_tables
 from tools.dev.comparing import Comparison, Outcome, Results, read_comparison
@@ -23,7 +25,7 @@ from tools.dev.comparing.statistics import bootstrap, holm, paired
 ROOT = Path(__file__).parents[1]
 COMPARISONS = ROOT / 'tools/dev/comparisons'
 NAMES = ['parts_maskrcnn', 'parts_upernet', 'bccd', 'camvid']
-MEASURED = ['parts_maskrcnn', 'bccd']
+MEASURED = ['parts_maskrcnn', 'bccd', 'camvid']
 TINY = """
 _base_ = {config!r}
 num_images = dict(train=8, val=4)
@@ -209,6 +211,27 @@ def test_a_wrong_file_says_what_is_wrong(tiny, change, message):
     path.write_text(path.read_text().replace(*change))
     with pytest.raises(UserError, match=message):
         read_comparison(path)
+
+
+def test_four_images_make_one_and_their_labels_too(tmp_path):
+    comparison = read_comparison(COMPARISONS / 'parts_upernet.py')
+    import_custom_modules(comparison.config)
+    settings = comparison.config.val_dataloader.dataset.to_dict()
+    root = tmp_path / 'shapes'
+    settings.update(data_root=str(root), num_images=dict(train=1, val=9))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        dataset = DATASETS.build(settings)
+        assert len(dataset) == 2  # the ninth is left out
+        sample = dataset[1]
+    for name, found in (
+        ('val/{}.jpg', sample['inputs'].permute(1, 2, 0).numpy()),
+        ('labels/val/{}.png', sample['data_samples'].gt_sem_seg.data[0].numpy()),
+    ):
+        files = [root / name.format(f'{index:06}') for index in range(4, 8)]
+        four = [cv2.imread(str(file), -1) for file in files]
+        expected = np.vstack([np.hstack(four[:2]), np.hstack(four[2:])])
+        np.testing.assert_array_equal(found, expected)
+    assert sample['data_samples'].ori_shape == sample['data_samples'].img_shape == (256, 256)
 
 
 # --- Statistics ---------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from torch import nn
 
 from mmfocal.datasets import prepare_shapes
 from mmfocal.engine.curves import read_scalars
+from mmfocal.utils.config import import_custom_modules
 from tools.dev import ROOT
 from tools.dev.timing.measure import interleaved, machine
 
@@ -201,6 +202,7 @@ def time_steps(comparison: Comparison, results: Results, rounds: int) -> None:
     steps, parameters = {}, {}
     for name in comparison.variants:
         config = comparison.run(name, 0).config
+        import_custom_modules(config)
         init_default_scope(config.default_scope)
         torch.manual_seed(0)
         model = MODELS.build(config.model).to(device).train()
