@@ -25,7 +25,6 @@ from tools.dev.comparing.statistics import bootstrap, holm, paired
 ROOT = Path(__file__).parents[1]
 COMPARISONS = ROOT / 'tools/dev/comparisons'
 NAMES = ['parts_maskrcnn', 'parts_upernet', 'bccd', 'camvid']
-MEASURED = ['parts_maskrcnn', 'bccd', 'camvid']
 TINY = """
 _base_ = {config!r}
 num_images = dict(train=8, val=4)
@@ -367,7 +366,7 @@ def test_the_figure_has_a_curve_and_a_band_for_each_variant(outcome):
 # --- What the docs say --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', MEASURED)
+@pytest.mark.parametrize('name', NAMES)
 def test_tables_of_the_docs_follow_from_the_results(name):
     comparison = read_comparison(COMPARISONS / f'{name}.py')
     results = Results(ROOT / f'docs/tables/compare_{name}.json', comparison)
