@@ -18,8 +18,8 @@ from scipy import stats
 from mmfocal.utils.config import import_custom_modules
 from mmfocal.utils.errors import UserError
 from tools.dev.compare import with_tables
-from tools.dev.comparing import Comparison, Outcome, Results, read_comparison
-from tools.dev.comparing.running import value_of
+from tools.dev.comparing import Comparison, Outcome, Results, prepare_data, read_comparison
+from tools.dev.comparing.running import _curve, _gpus, value_of
 from tools.dev.comparing.statistics import bootstrap, holm, paired
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +77,19 @@ def start(command):
     )
 
 
+def wait_for_the_end_of_all(process, seconds=60):
+    """Whether all that a process has started ends."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    return False
+
+
 def test_a_comparison_that_is_killed_goes_on_where_it_was(tiny):
     path, command = tiny
     runs = path.parent / 'runs'
@@ -88,8 +101,9 @@ def test_a_comparison_that_is_killed_goes_on_where_it_was(tiny):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # and nothing else
     process.communicate()
+    assert wait_for_the_end_of_all(process), 'its trainings outlive it'
     first = json.loads(results.read_text())
     assert [(each['variant'], each['seed']) for each in first['runs']] == [('Focal', 0)]
     left = {checkpoint.stem for checkpoint in runs.glob('shift-only_0*/run/iter_*.pth')}
@@ -138,6 +152,33 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tiny):
     (log,) = path.parent.glob('runs/shift-only_0*/log.txt')
     assert 'NoSuchActivation' in log.read_text()
     assert [run['variant'] for run in json.loads(results.read_text())['runs']] == ['Focal']
+
+
+def test_missing_data_are_told_before_anything_is_built(tiny, monkeypatch):
+    path, _ = tiny
+    path.write_text(path.read_text().replace('root = ', 'found = ').replace('=root', "='none'"))
+    text = path.read_text().replace(
+        'num_images=num_images, ', "_delete_=True, type='CocoDataset',"
+    )
+    path.write_text(text)
+    with pytest.raises(UserError, match='none'):
+        prepare_data(read_comparison(path))
+
+
+def test_every_training_has_a_gpu_that_was_given(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    assert _gpus() == ['0', '1']
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,GPU-5f3a')
+    assert _gpus() == ['2', 'GPU-5f3a']
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 0)
+    assert _gpus() == []
+
+
+def test_validations_are_counted_as_the_loop_makes_them():
+    rows = [{'step': step, 'mIoU': float(step)} for step in (990, 1500)]
+    curve = _curve([{'loss': 1.0, 'step': 5}, *rows], 'mIoU', {'max_iters': 1500})
+    assert curve == [(1000, 990.0), (1500, 1500.0)]
 
 
 def test_a_metric_that_is_not_measured_is_an_error():
@@ -189,6 +230,13 @@ def test_a_changed_config_is_trained_again(tmp_path, tiny):
     path.write_text(path.read_text().replace('max_iters=7', 'max_iters=8'))
     changed = Results(results.path, read_comparison(path))
     assert not changed.has(run)
+    # Nor is the other result lost by what is written now.
+    changed.add(changed.comparison.run('Focal', 0), curves={}, test={}, cpu_seconds=2, machine={})
+    text = path.read_text()
+    path.write_text(text.replace('max_iters=8', 'max_iters=7'))
+    kept = Results(results.path, read_comparison(path))
+    assert [each['cpu_seconds'] for each in kept.runs] == [1]
+    path.write_text(text)
     # Nor does it resume from checkpoints of the other one.
     assert changed.comparison.run('Focal', 0).folder != run.folder
 
@@ -254,6 +302,12 @@ def test_nothing_is_significant_without_two_seeds_that_differ(ours):
     interval, p = paired(ours, others)
     assert p == 1
     assert interval.low is None and interval.high is None
+
+
+def test_differences_by_rounding_are_none():
+    ours, others = {0: 0.549, 1: 0.03, 2: 0.26}, {0: 0.539, 1: 0.02, 2: 0.25}
+    interval, p = paired(ours, others)
+    assert p == 1 and interval.low is None and interval.mean == pytest.approx(0.01)
 
 
 def test_bootstrap_covers_the_mean_and_stays_within_the_values():
@@ -334,6 +388,36 @@ def test_a_page_without_a_place_for_tables_is_told_before_training(tiny):
     result = subprocess.run([*command, '--docs'], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode and 'tables of tiny' in result.stdout + result.stderr
     assert 'training' not in result.stdout
+
+
+def test_a_report_of_nothing_says_so(tiny):
+    _, command = tiny
+    result = subprocess.run([*command, '--only-report'], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode and 'no seed yet' in result.stdout
+
+
+def test_percentages_have_one_digit_even_where_the_first_has_nothing(outcome):
+    outcome.results.steps['seconds']['Focal'] = [9.0, 18.0, 9.9]
+    for run in outcome.runs:
+        run['curves'] = {'coco/bbox_mAP': [(50, 40.0 + run['seed']), (100, 50.0)]}
+    focal, shift = rows(outcome.tables())[-2:]
+    assert focal[1] == '-' and shift[1] == '50.0 (50.0 to 50.0)'
+
+
+def test_each_pair_is_tested_once(outcome):
+    fields = {**vars(outcome.comparison), 'against': ['Focal', 'shift only']}
+    tables = rows(Outcome(Comparison(**fields), outcome.results).tables())
+    focal, shift = tables[2], tables[3]
+    assert focal[2:4] == ['', ''] and 'p = ' in shift[2] and shift[3] == ''
+
+
+def test_other_machines_and_several_commits_are_told(outcome):
+    assert 'another machine' not in outcome.tables() and 'commits' not in outcome.tables()
+    outcome.results.steps['machine'] = dict(date='2026-11-28', processor='6502')
+    for run in outcome.runs:
+        run['commit'] = f'{run["seed"] % 2}abcdef01'
+    page = outcome.tables()
+    assert 'another machine: processor 6502' in page and '0abcdef, 1abcdef' in page
 
 
 def test_only_seeds_of_all_variants_count(outcome):

@@ -51,7 +51,14 @@ def main() -> int:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from tools.dev.comparing import Outcome, Results, read_comparison, time_steps, train_all
+    from tools.dev.comparing import (
+        Outcome,
+        Results,
+        prepare_data,
+        read_comparison,
+        time_steps,
+        train_all,
+    )
 
     comparison, name = read_comparison(args.comparison), args.comparison.stem
     work_dir = (args.work_dir or Path(f'work_dirs/compare_{name}')).absolute()
@@ -65,6 +72,7 @@ def compare(args: argparse.Namespace) -> int:
     if not args.only_report:
         # Building what is timed would print a line for each parameter.
         MMLogger.get_current_instance().setLevel(logging.WARNING)
+        prepare_data(comparison)
         # First, while nothing else runs.
         if args.retime or not results.steps:
             time_steps(comparison, results, args.rounds)
@@ -78,7 +86,9 @@ def compare(args: argparse.Namespace) -> int:
         else:
             (work_dir / 'tables.md').write_text(tables)
         print(f'\n{tables}\nCurves: {curves}')
-    return 1 if failed else 0
+    else:
+        print(f'{stored}: no seed yet of which all variants are complete')
+    return 1 if failed or not outcome.runs else 0
 
 
 def with_tables(page: str, name: str, tables: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from statistics import median
 from typing import Any
@@ -104,9 +104,11 @@ class Outcome:
         return '\n'.join([*parts, self._note()])
 
     def _table(self, title: str, values: Values) -> str:
-        digits = 1 if max(v for of in values.values() for v in of.values()) > 1 else 3
+        digits = 1 if any(v > 1 for of in values.values() for v in of.values()) else 3
+        against = self.comparison.against
         differences = [
-            self._differences(values, other, digits) for other in self.comparison.against
+            self._differences(values, other, against[:place], digits)
+            for place, other in enumerate(against)
         ]
         times, sizes = self.step_times(), self.results.steps.get('parameters', {})
         titles = [title, 'mean', *(f'minus {other}' for other in self.comparison.against)]
@@ -120,12 +122,17 @@ class Outcome:
             lines.append(f'| {" | ".join(cells)} |')
         return '\n'.join([*lines, ''])
 
-    def _differences(self, values: Values, other: str, digits: int) -> dict[str, str]:
-        """How each variant differs from one of them, and whether that may be chance."""
+    def _differences(
+        self, values: Values, other: str, done: Sequence[str], digits: int
+    ) -> dict[str, str]:
+        """How each variant differs from one of them, and whether that may be chance.
+
+        Left out are those that are ``done``: in their own column is the same with the other sign.
+        """
         pairs = {
             name: paired(values[name], values[other])
             for name in self.comparison.variants
-            if name != other
+            if name != other and name not in done
         }
         corrected = holm({name: p for name, (_, p) in pairs.items()})
         return {
@@ -149,14 +156,21 @@ class Outcome:
         lines = [
             f'{seeds} each, {iterations:,} iterations of {batch} images. CPU time of all '
             f'{len(runs)} trainings with their evaluations: {hours:.1f} hours'
-            f'{uncounted if resumed else ""}. {_machines(run["machine"] for run in runs)}'
+            f'{uncounted if resumed else ""}. Machine and versions: '
+            f'{_machines(run["machine"] for run in runs)}'
         ]
         if self.step_times():
             rounds = len(self.results.steps['seconds'][against])
+            timed = self.results.steps.get('machine', {})
+            elsewhere = timed and not any(_same(timed, run['machine']) for run in runs)
             lines.append(
                 'Backbones in millions of parameters. Times of steps: medians of '
-                f'{rounds} taken in turn, over those of {against}.'
+                f'{rounds} taken in turn, over those of {against}'
+                + (f', on another machine: {_machines([timed])}' if elsewhere else '.')
             )
+        commits = sorted({run['commit'][:7] for run in runs if run.get('commit')})
+        if len(commits) > 1:
+            lines.append(f'Trained with the code of several commits: {", ".join(commits)}.')
         return '\n'.join([*lines, ''])
 
     @property
@@ -194,6 +208,10 @@ class Outcome:
         if all(each.low is not None for each in means):
             low, high = [each.low for each in means], [each.high for each in means]
             axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def _same(machine: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(machine.get(name) == other.get(name) for name in ('GPU', 'processor'))
 
 
 def _machines(described: Iterable[Mapping[str, Any]]) -> str:

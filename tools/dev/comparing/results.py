@@ -15,7 +15,8 @@ from .plan import Comparison, Run
 class Results:
     """What was measured, kept in a JSON file that is written after every run.
 
-    A result counts as long as the config of its run is what it was.
+    A result counts as long as the config of its run is what it was. Others stay in the file, for
+    the day when that is so again.
 
     Args:
         path: of the file; it need not exist.
@@ -28,11 +29,11 @@ class Results:
         self._lock = Lock()
         stored = json.loads(path.read_text()) if path.is_file() else {}
         wanted = {(run.variant, run.seed): run.digest for run in comparison.runs()}
-        self.runs: list[dict[str, Any]] = [
-            each
-            for each in stored.get('runs', [])
-            if wanted.get((each['variant'], each['seed'])) == each['digest']
-        ]
+        self.runs: list[dict[str, Any]] = []
+        self._others: list[dict[str, Any]] = []
+        for each in stored.get('runs', []):
+            counts = wanted.get((each['variant'], each['seed'])) == each['digest']
+            (self.runs if counts else self._others).append(each)
         digests = {run.variant: run.digest for run in comparison.runs()}
         steps = stored.get('steps', {})
         self.steps: dict[str, Any] = steps if steps.get('digests') == digests else {}
@@ -67,7 +68,7 @@ class Results:
 
     def _write(self) -> None:
         title, steps = json.dumps(self.comparison.title), json.dumps(self.steps)
-        runs = ',\n'.join(map(json.dumps, self.runs))  # a line each, for readable differences
+        runs = ',\n'.join(map(json.dumps, [*self.runs, *self._others]))  # a line each, for git
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_atomically(self.path) as file:
             text = f'{{"title": {title},\n"steps": {steps},\n"runs": [\n{runs}\n]}}\n'

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +24,9 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mmfocal.datasets import prepare_shapes
+from mmfocal.datasets.checks import check_data
 from mmfocal.engine.curves import read_scalars
+from mmfocal.engine.hooks.provenance import git_state
 from mmfocal.utils.config import import_custom_modules
 from tools.dev import ROOT
 from tools.dev.timing.measure import interleaved, machine
@@ -32,6 +36,22 @@ from .results import Results
 
 DIGITS = 5  # of metrics
 NO_METRICS = {'iter', 'epoch', 'step', 'time', 'data_time', 'memory'}  # in rows of validations
+VAL_INTERVAL = 1000  # mmengine's default
+PR_SET_PDEATHSIG = 1  # of Linux
+LIBC = ctypes.CDLL(None) if sys.platform == 'linux' else None
+
+
+def prepare_data(comparison: Comparison) -> None:
+    """Draws the embedded data set where it is trained on, once and not by every run.
+
+    Raises:
+        UserError: data are missing; it says where to get them.
+    """
+    config = comparison.config
+    import_custom_modules(config)
+    if 'shapes' in str(config.train_dataloader.dataset.get('type')).lower():
+        prepare_shapes()
+    check_data(config, ['train', 'val', *(['test'] if comparison.tests else [])])
 
 
 def train_all(
@@ -53,18 +73,17 @@ def train_all(
     missing = [run for run in comparison.runs() if not results.has(run)]
     if not missing:
         return []
-    if 'shapes' in str(comparison.config.train_dataloader.dataset.get('type')).lower():
-        prepare_shapes()  # once, not by every run
     queue: SimpleQueue[Run] = SimpleQueue()
     for run in missing:
         queue.put(run)
     stopped = Event()
-    places = list(range(torch.cuda.device_count())) or sorted(os.sched_getaffinity(0))
+    gpus = _gpus()
+    places = gpus or sorted(os.sched_getaffinity(0))
 
-    def work(place: int) -> None:
+    def work(place: Any) -> None:
         environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        if torch.cuda.is_available():
-            environment['CUDA_VISIBLE_DEVICES'] = str(place)
+        if gpus:
+            environment['CUDA_VISIBLE_DEVICES'] = place
         else:
             os.sched_setaffinity(0, {place})  # of this thread and the processes that it starts
         while not stopped.is_set():
@@ -76,7 +95,7 @@ def train_all(
             folder = work_dir / run.folder
             try:
                 measured = _train(run, comparison, folder, environment)
-            except (RunFailedError, OSError, ValueError) as error:
+            except Exception as error:  # whatever it is, the others go on
                 _say(f'{run.name}: failed, see {folder}/log.txt: {error}')
                 continue
             results.add(run, **measured)
@@ -94,6 +113,13 @@ def train_all(
         stopped.set()  # the runs were interrupted, too, and no others are to begin
         raise
     return [run.name for run in missing if not results.has(run)]
+
+
+def _gpus() -> list[str]:
+    """The GPUs of this process, as CUDA_VISIBLE_DEVICES names each."""
+    count = torch.cuda.device_count()
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return visible.split(',')[:count] if visible else [str(place) for place in range(count)]
 
 
 def _say(line: str) -> None:
@@ -125,12 +151,14 @@ def _train(
         metrics = json.loads(out.read_text())['metrics']
         test = {name: value_of(metrics, name) for name in comparison.metrics}
     rows = read_scalars(trained)
+    where = machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     return dict(
         curves={name: _curve(rows, name, run.config.train_cfg) for name in comparison.metrics},
         test=test,
         cpu_seconds=round(seconds),
         resumed='--resume' in training,
-        machine=machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu')),
+        machine={**where, 'threads': 1},  # of the training, not of this process
+        commit=(git_state(ROOT) or {}).get('commit', ''),
     )
 
 
@@ -145,7 +173,8 @@ def _curve(
     Raises:
         ValueError: the log has more or fewer validations than the loop makes, or other metrics.
     """
-    last, every, begin = loop['max_iters'], loop['val_interval'], loop.get('val_begin', 1)
+    last, begin = loop['max_iters'], loop.get('val_begin', 1)
+    every = loop.get('val_interval', VAL_INTERVAL)
     iterations = [i for i in range(begin, last + 1) if i % every == 0 or i == last]
     validations = [row for row in rows if 'loss' not in row]
     return [
@@ -172,9 +201,16 @@ def _call(arguments: list[Any], folder: Path, environment: dict[str, str]) -> fl
         RunFailedError: it ended with an error.
     """
     command = [sys.executable, '-m', 'mmfocal', *map(str, arguments)]
+    # Else a run outlives this process when that is killed, and blocks its folder.
+    ends_with_this = LIBC and partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     with (folder / 'log.txt').open('a') as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+            command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=ROOT,
+            preexec_fn=ends_with_this,
         )
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -198,11 +234,9 @@ def time_steps(comparison: Comparison, results: Results, rounds: int) -> None:
     """
     torch.set_num_threads(1)
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    prepare_shapes()
     steps, parameters = {}, {}
     for name in comparison.variants:
         config = comparison.run(name, 0).config
-        import_custom_modules(config)
         init_default_scope(config.default_scope)
         torch.manual_seed(0)
         model = MODELS.build(config.model).to(device).train()
@@ -211,6 +245,8 @@ def time_steps(comparison: Comparison, results: Results, rounds: int) -> None:
     seconds = interleaved(steps, rounds, device)
     rounded = {name: [round(value, 4) for value in values] for name, values in seconds.items()}
     results.set_steps(rounded, parameters, machine(device))
+    steps.clear()  # the models
+    torch.cuda.empty_cache()
 
 
 def _step(model: nn.Module, config: Config) -> Callable[[], object]:

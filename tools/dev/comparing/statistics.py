@@ -11,6 +11,7 @@ from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
+ROUNDING = 1e-9  # differences of metrics that are printed with few digits differ by this or none
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def paired(values: Mapping[int, float], others: Mapping[int, float]) -> tuple[In
         return Interval(float('nan')), 1.0
     differences = np.array([values[seed] - others[seed] for seed in seeds])
     mean, spread = float(differences.mean()), stats.sem(differences) if len(seeds) > 1 else 0.0
-    if not spread > 0:
+    if not spread > ROUNDING:
         return Interval(mean), 1.0
     reach = stats.t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1) * spread
     p = 2 * stats.t.sf(abs(mean) / spread, len(seeds) - 1)
