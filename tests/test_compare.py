@@ -154,7 +154,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tiny):
     assert [run['variant'] for run in json.loads(results.read_text())['runs']] == ['Focal']
 
 
-def test_missing_data_are_told_before_anything_is_built(tiny, monkeypatch):
+def test_missing_data_are_told_before_anything_is_built(tiny):
     path, _ = tiny
     path.write_text(path.read_text().replace('root = ', 'found = ').replace('=root', "='none'"))
     text = path.read_text().replace(
