@@ -130,6 +130,17 @@ def test_a_comparison_that_is_killed_goes_on_where_it_was(tiny):
     assert 'without what 1 had computed' in tables
     assert (runs / 'curves.png').stat().st_size > 5_000
 
+    # Killed after a training and before its result was kept: it is only tested again.
+    results.write_text(json.dumps({**complete, 'runs': complete['runs'][:1]}))
+    tested = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert tested.returncode == 0, tested.stdout
+    assert len(list((folder / 'run').glob('2*/vis_data/scalars.json'))) == 2
+    kept = json.loads(results.read_text())['runs']
+    assert [(each['curves'], each['test']) for each in kept] == [
+        (each['curves'], each['test']) for each in complete['runs']
+    ]
+    tables = (runs / 'tables.md').read_text()
+
     again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert again.returncode == 0 and ': training' not in again.stdout
     assert (runs / 'tables.md').read_text() == tables

@@ -142,7 +142,8 @@ def _train(
     training = ['train', config, '--work-dir', trained, '--seed', run.seed, '--quiet']
     if any(trained.glob('*.pth')):
         training.append('--resume')
-    seconds, test = call(training), {}
+    # One that is complete, but was not kept, would be validated once more if it resumed.
+    seconds, test = 0.0 if _is_complete(trained, run, comparison) else call(training), {}
     if comparison.tests:
         out = folder / 'test.json'
         last = trained / (trained / 'last_checkpoint').read_text().strip()
@@ -160,6 +161,17 @@ def _train(
         machine={**where, 'threads': 1},  # of the training, not of this process
         commit=(git_state(ROOT) or {}).get('commit', ''),
     )
+
+
+def _is_complete(trained: Path, run: Run, comparison: Comparison) -> bool:
+    """Whether a work folder has all validations of a training."""
+    try:
+        rows = read_scalars(trained)
+        for name in comparison.metrics:
+            _curve(rows, name, run.config.train_cfg)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 def _curve(
