@@ -78,6 +78,15 @@ def test_a_validation_that_is_made_up_for_belongs_to_where_training_was(tmp_path
     assert rows == [(1, None), (2, None), (2, 0.25), (3, None)]
 
 
+def test_a_row_that_was_cut_off_is_left_out(tmp_path):
+    write_log(tmp_path, '20260101_000000', [{'step': 1, 'loss': 8}, {'step': 2, 'loss': 7}])
+    log = tmp_path / '20260101_000000/vis_data/scalars.json'
+    log.write_text(log.read_text().rstrip()[:-5])  # the disk was full
+    write_log(tmp_path, '20260101_000001', [{'step': 2, 'loss': 6}, {'step': 3, 'loss': 5}])
+    rows = [(row['step'], row['loss']) for row in read_scalars(tmp_path)]
+    assert rows == [(1, 8), (2, 6), (3, 5)]
+
+
 def test_curves_hold_the_logged_numbers(work_dir):
     figure = draw_curves(work_dir)
     lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,13 +63,23 @@ def read_scalars(work_dir: str | Path) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     for log in logs:
         later, step = [], rows[-1]['step'] if rows else None
-        for row in map(json.loads, log.read_text().splitlines()):
+        for row in _rows(log):
             step = row['step'] if 'loss' in row else step
             if step is not None:
                 later.append({**row, 'step': step})
         begun = next((row['step'] for row in later if 'loss' in row), math.inf)
         rows = [row for row in rows if row['step'] < begun] + later
     return rows
+
+
+def _rows(log: Path) -> Iterator[dict[str, float]]:
+    """Rows of the log of one start, but for one that a kill or a full disk cut off."""
+    for line in log.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        yield row
 
 
 def draw_curves(work_dir: str | Path) -> Figure:
