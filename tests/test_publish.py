@@ -17,6 +17,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 
 from mmfocal import Inferencer, cli, publish
+from mmfocal.datasets import prepare_shapes
 from mmfocal.engine import CheckpointError, TrainOptions, load_checkpoint_file, load_config, train
 from mmfocal.engine.settings import import_packages
 from mmfocal.utils.errors import UserError
@@ -62,7 +63,8 @@ def as_run(cfg, path):
         model.init_weights()
     hub = dict(runtime_info=dict(cfg=cfg.pretty_text), log_scalars={})
     meta = dict(epoch=1, iter=2, dataset_meta=dict(classes=('a', 'b'), palette=None))
-    torch.save(dict(state_dict=model.state_dict(), meta=meta, message_hub=hub), path)
+    state = dict(state_dict=model.state_dict(), optimizer={})
+    torch.save(dict(**state, meta=meta, message_hub=hub), path)
     return model
 
 
@@ -257,6 +259,9 @@ def test_stock_mmdet_reads_them(tmp_path):
     cfg = load_config('focal_reppointsv2_shapes')
     as_run(cfg, tmp_path / 'run.pth')
     files = publish(tmp_path / 'run.pth', out=tmp_path / 'x').files
+    # mmdet asks the data set for its classes, so it has to be there; drawing it takes a minute.
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes-v1').symlink_to(prepare_shapes())
     out = ended_well('-c', STOCK_DETECTOR, *files, folder=tmp_path)
     assert "('a', 'b')" in out
 
@@ -277,7 +282,8 @@ def test_tools_take_a_published_file_for_config_and_checkpoint(published, tmp_pa
         )
         assert '1 images and frames, 1 label maps' in out
     loaders = [f'test_dataloader.{k}' for k in ('num_workers=0', 'persistent_workers=False')]
-    options = ('--cfg-options', *loaders, 'test_dataloader.dataset.indices=2')
+    few = [f'test_dataloader.dataset.num_images.{split}=2' for split in ('train', 'val')]
+    options = ('--cfg-options', *loaders, *few)
     ended_well('-m', 'mmfocal', 'test', published[0], '--out', 'm.json', *options, folder=tmp_path)
     assert json.loads(Path('m.json').read_text())['metrics']['mIoU'] >= 0
     assert Path('data/shapes-v1').is_dir()  # drawn there, since the config names it
@@ -300,6 +306,20 @@ TOOLS = {
     ),
     'export': ('--out', 'x.pt2', '--what', 'backbone'),
 }
+# PyTorch takes half a minute to trace the backbone of the run, and seconds for this one.
+EXPORTED = {
+    'model.backbone.arch.depths': (1,),
+    'model.backbone.arch.num_heads': (1,),
+    'model.backbone.window_size': 8,
+    'model.backbone.expand_sizes': 0,
+    'model.backbone.focal_levels': 1,
+    'model.backbone.focal_windows': 1,
+    'model.backbone.focal_stages': (),
+    'model.backbone.out_indices': (0,),
+    'model.decode_head.in_channels': (32,),
+    'model.decode_head.in_index': (0,),
+    'model.auxiliary_head': None,
+}
 
 
 @pytest.fixture
@@ -313,18 +333,33 @@ def called(monkeypatch, capsys):
     return call
 
 
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """The folder of a run of a smaller model, and the .safetensors of its publication."""
+    folder = tmp_path_factory.mktemp('exported')
+    as_run(load_config('focal_upernet_shapes', EXPORTED), folder / 'iter_2.pth')
+    return folder, publish(folder, out=folder / 'published').files[2]
+
+
 @pytest.mark.parametrize('kind', ['folder', 'file', 'published'])
 @pytest.mark.parametrize('tool', TOOLS)
 def test_every_tool_takes_what_test_takes(
-    tool, kind, run, published, tmp_path, called, monkeypatch
+    tool, kind, run, published, exported, tmp_path, called, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    rest = [image(tmp_path) if each == 'IMAGE' else each for each in TOOLS[tool]]
+    weights = published[2]
+    if tool == 'export':
+        run, weights = exported
+        if kind != 'published':
+            rest += ['--cfg-options', *(f'{key}={value}' for key, value in EXPORTED.items())]
+    if kind == 'published':  # its data is drawn here
+        monkeypatch.setattr('mmfocal.datasets.shapes.NUM_IMAGES', dict(train=2, val=2))
     given = {
         'folder': ('focal_upernet_shapes', run),
         'file': ('focal_upernet_shapes', run / 'iter_2.pth'),
-        'published': (published[2],),
+        'published': (weights,),
     }[kind]
-    rest = [image(tmp_path) if each == 'IMAGE' else each for each in TOOLS[tool]]
     status, _ = called(tool, *given, *rest)
     assert not status
 
