@@ -219,6 +219,8 @@ def test_boxes_and_masks_are_merged_over_views(detector, folder):
     }
     options = [f'{key}={value}' for key, value in scales.items()]
     options += ['model.test_cfg.rcnn.max_per_img=10']
+    # Masks of each view are made of all that is kept: 1000 objects take minutes.
+    options += ['tta_model.tta_cfg.max_per_img=20']
     output = run_tool(
         *('test.py', config, work_dir / 'iter_2.pth', '--tta', '--out', out),
         *('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0', *options),
