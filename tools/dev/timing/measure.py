@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -205,12 +206,11 @@ class OpMeter(TorchDispatchMode):
     Attributes:
         device: where the operators run.
         phase: part of the name of each group, to be changed over time.
-        groups: what was seen, by kind and phase.
     """
 
     device: torch.device
     phase: str = 'forward'
-    groups: dict[str, OpGroup] = field(default_factory=dict)
+    _counted: dict[str, OpGroup] = field(default_factory=dict)
 
     PREFIX = 'mmfocal benchmark: '
 
@@ -228,12 +228,21 @@ class OpMeter(TorchDispatchMode):
         super().__exit__(*error)
         synchronize(self.device)
         self._profile.__exit__(*error)
+
+    @cached_property
+    def groups(self) -> dict[str, OpGroup]:
+        """What was seen, by kind and phase.
+
+        To be asked for when the meter has ended. Reading what the profiler wrote takes longer than
+        what it saw, and nobody asks for that of steps that only warm up.
+        """
         for event in self._profile.events():
             # A GPU's timeline has ranges of the same names.
             if event.device_type == DeviceType.CPU and event.name.startswith(self.PREFIX):
                 on_gpu = self.device.type == 'cuda'
                 microseconds = event.device_time_total if on_gpu else event.cpu_time_total
-                self.groups[event.name.removeprefix(self.PREFIX)].seconds += 1e-6 * microseconds
+                self._counted[event.name.removeprefix(self.PREFIX)].seconds += 1e-6 * microseconds
+        return self._counted
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -242,7 +251,7 @@ class OpMeter(TorchDispatchMode):
         if moves_nothing(func):
             return func(*args, **kwargs)
         name = f'{group_of(func)}, {self.phase}'
-        group = self.groups.setdefault(name, OpGroup())
+        group = self._counted.setdefault(name, OpGroup())
         with record_function(self.PREFIX + name):
             out = func(*args, **kwargs)
         group.calls += 1
@@ -293,19 +302,19 @@ def group_of(func: Any) -> str:
     return 'copies, sums and the rest'
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of a large square product, the best of some."""
+def matrix_rate(device: torch.device, dtype: torch.dtype, runs: int = 7) -> float:
+    """FLOPs per second of a large square product, the best of some runs."""
     side = 8192 if device.type == 'cuda' else 2048
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    best = min(interleaved({'product': lambda: left @ right}, 7, device)['product'])
+    best = min(interleaved({'product': lambda: left @ right}, runs, device)['product'])
     return 2 * side**3 / best
 
 
-def bandwidth(device: torch.device, megabytes: int = 256) -> float:
-    """Bytes per second of a large copy, reading and writing counted, the best of some."""
+def bandwidth(device: torch.device, runs: int = 7, megabytes: int = 256) -> float:
+    """Bytes per second of a large copy, reading and writing counted, the best of some runs."""
     source = torch.zeros(megabytes * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    best = min(interleaved({'copy': lambda: target.copy_(source)}, 7, device)['copy'])
+    best = min(interleaved({'copy': lambda: target.copy_(source)}, runs, device)['copy'])
     return 2 * source.numel() / best
 
 

@@ -231,8 +231,8 @@ def compare_with_limits(report: Report, settings: Settings) -> None:
 
     calls = {name: partial(metered, name) for name in models}
     interleaved(calls, settings.runs, settings.device, shortest=0)
-    rate = matrix_rate(settings.device, settings.dtype)
-    copying = bandwidth(settings.device)
+    rate = matrix_rate(settings.device, settings.dtype, settings.runs)
+    copying = bandwidth(settings.device, settings.runs)
     report.data['limits'] = dict(flops_per_second=rate, bytes_per_second=copying, models=[])
     report.say(
         '',
