@@ -36,7 +36,20 @@ hypothesis.settings.load_profile('mmfocal')
 
 # Files that take minutes come first, the longest one before the others: a worker that took one of
 # them as the last would work on alone.
-LONGEST = ('triton', 'publish', 'tools', 'export', 'own_data', 'benchmark', 'distributed')
+LONGEST = (
+    'triton',
+    'tools',
+    'compare',
+    'export',
+    'own_data',
+    'publish',
+    'checkpoint',
+    'benchmark',
+    'distributed',
+    'kill_matrix',
+    'from_python',
+    'model_zoo',
+)
 
 
 def pytest_collection_modifyitems(items):
