@@ -15,6 +15,7 @@ extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ex
 exclude_patterns = ['_build']
 html_theme = 'furo'
 html_title = f'mmfocal {release}'
+highlight_language = 'none'  # of blocks that name none: commands
 
 # Notebooks show what their maintainers' last run has shown: python -m tools.dev.notebook.
 nb_execution_mode = 'off'

@@ -2,14 +2,42 @@
 
 import os
 import random
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 
 import hypothesis
 import matplotlib
+import mmengine.config.config
+import mmengine.config.utils
 import numpy as np
 import pytest
 import torch
 
 matplotlib.use('Agg')
+
+
+def formatted_once(format_code):
+    """yapf's function, which takes up to a second for a config, once for equal texts."""
+    formatted = {}
+
+    def once(text, **settings):
+        key = text, repr(settings)
+        if key not in formatted:
+            formatted[key] = format_code(text, **settings)
+        return formatted[key]
+
+    return once
+
+
+# For each base in a package mmengine reads its hundred metafiles, and it has the config of a run
+# formatted four times. Both give the same each time, and were a large part of a short run.
+mmengine.config.utils.load = cache(mmengine.config.utils.load)
+if find_spec('yapf'):
+    yapf_api = import_module('yapf.yapflib.yapf_api')
+    for module in (yapf_api, mmengine.config.config):
+        if hasattr(module, 'FormatCode'):  # OneDL's fork imports it when it formats
+            module.FormatCode = formatted_once(module.FormatCode)
 
 # Reductions depend on the number of threads; workers of pytest-xdist share the cores.
 torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else min(2, os.cpu_count() or 1))

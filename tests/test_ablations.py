@@ -1,4 +1,4 @@
-"""The ablations of docs/reproducing.md: each row builds, and is the authors' model where known."""
+"""The ablations of docs/tables/ablations.md: each row builds, and is the authors' where known."""
 
 import json
 import os
@@ -43,9 +43,8 @@ KEYS = {
 
 def rows():
     """Comparison, model, options and golden case of each row."""
-    text = (ROOT / 'docs/reproducing.md').read_text()
-    table = text.partition('\n## Ablations\n')[2].partition('\n## ')[0]
-    lines = [line for line in table.splitlines() if line.startswith('|')][2:]
+    text = (ROOT / 'docs/tables/ablations.md').read_text()
+    lines = [line for line in text.splitlines() if line.startswith('|')][2:]
     comparison = ''
     for line in lines:
         first, model, options, case = (cell.strip() for cell in line.strip('|').split('|'))

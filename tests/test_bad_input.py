@@ -1,6 +1,6 @@
 """What a user sees on bad input: broken data, wrong arguments, values that are not finite.
 
-``python tests/test_bad_input.py`` prints docs/bad_input.md.
+``python tests/test_bad_input.py`` prints docs/tables/bad_input.md.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from mmfocal.engine.hooks.non_finite import NonFiniteError, NonFiniteHook
 from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / 'docs/bad_input.md'
+PAGE = ROOT / 'docs/tables/bad_input.md'
 SIZE = (64, 48)  # width, height
 NAN, INFINITY = math.nan, math.inf
 
@@ -1530,7 +1530,7 @@ def table(head: str, rows: Iterator[tuple[str, str]]) -> Iterator[str]:
 
 
 def page(folder: Path) -> str:
-    """docs/bad_input.md, from messages of this moment.
+    """docs/tables/bad_input.md, from messages of this moment.
 
     Args:
         folder: an empty one, for training runs.
@@ -1596,7 +1596,7 @@ def versions_aside(text: str) -> str:
 def test_page_is_up_to_date(named_errors, tmp_path):
     named_errors()
     assert versions_aside(PAGE.read_text()) == versions_aside(page(tmp_path)), (
-        'Run: python tests/test_bad_input.py > docs/bad_input.md'
+        'Run: python tests/test_bad_input.py > docs/tables/bad_input.md'
     )
 
 

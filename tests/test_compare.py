@@ -467,6 +467,6 @@ def test_tables_of_the_docs_follow_from_the_results(name):
     results = Results(ROOT / f'docs/tables/compare_{name}.json', comparison)
     outcome = Outcome(comparison, results)
     assert {run['seed'] for run in outcome.runs} == set(range(comparison.seeds))
-    page = (ROOT / 'docs/learning.md').read_text()
+    page = (ROOT / 'docs/tables/comparisons.md').read_text()
     assert with_tables(page, name, outcome.tables()) == page
     assert f'images/compare_{name}.png' in page

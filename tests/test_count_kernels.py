@@ -48,8 +48,8 @@ FAST = dict(type='FocalTransformerFast')
 
 
 def counts_of_page():
-    """The last table of docs/performance.md that the command prints, by model and pass."""
-    text = (ROOT / 'docs/performance.md').read_text()
+    """The last table of docs/tables/kernels.md that the command prints, by model and pass."""
+    text = (ROOT / 'docs/tables/kernels.md').read_text()
     header = '| model | pass | our kernels | operators | together | of one kernel for certain |'
     table = text.rpartition(header)[2].partition('\n\n')[0]
     rows = [

@@ -61,8 +61,62 @@ def anchors(text):
     return found
 
 
+# One question each, from the first command or picture to where to go next.
+CHAPTERS = [
+    'docs/quick_start.ipynb',
+    *(
+        f'docs/{name}.md'
+        for name in (
+            *('training', 'configs', 'weights', 'inference', 'evaluation', 'deployment'),
+            *('how_it_works', 'reliability', 'performance', 'extending'),
+        )
+    ),
+]
+REFERENCE = ['docs/model_zoo.md', 'docs/troubleshooting.md']  # and docs/api, docs/tables
+
+
+def prose_lines(name):
+    """Lines of a page that are not rows of a table."""
+    lines = page_text(name).rstrip('\n').splitlines()
+    return [line for line in lines if not line.startswith('|')]
+
+
+def test_there_are_these_pages_and_they_stay_short():
+    found = {name for name in PROSE if str(Path(name).parent) == 'docs'}
+    assert found == {*CHAPTERS, *REFERENCE, 'docs/index.md'}
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 130
+    assert sum(len(prose_lines(name)) for name in ['README.md', *found]) <= 1600
+
+
+@pytest.mark.parametrize('name', CHAPTERS)
+def test_chapters_begin_with_a_command_or_a_picture_and_lead_on(name):
+    lines = page_text(name).rstrip('\n').splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(('```', '![')))
+    assert first < 10
+    last = page_text(name).rstrip('\n').rpartition('\n\n')[2]
+    assert last.startswith('**Next:**') or '## Next' in lines, last
+    assert '](' in last
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name.startswith('docs/tables/')])
+def test_tables_say_when_they_were_made(name):
+    """With versions or a machine; those that are written by hand name the test that reads them."""
+    text = (ROOT / name).read_text()
+    dated = re.search(r'20\d\d-\d\d-\d\d|\d+ \w+ 20\d\d', text)
+    assert dated or re.search(r'`tests/\w+\.py`|tests/test_bad_input.py', text) or 'index' in name
+
+
+def test_images_of_the_pages_are_there_and_all_are_shown():
+    shown = {
+        (ROOT / name).parent / target
+        for name in PROSE
+        for target in re.findall(r'!\[[^\]]*\]\(([^)]+)\)', page_text(name))
+    }
+    assert {path.resolve() for path in shown} == {*(ROOT / 'docs/images').iterdir()}
+
+
 def test_pages_are_found():
-    assert {'README.md', 'docs/index.md', 'docs/scaling.md', 'SECURITY.md'} <= set(NAMES)
+    assert {'README.md', 'docs/index.md', 'docs/tables/scaling.md', 'SECURITY.md'} <= set(NAMES)
 
 
 @pytest.mark.parametrize('name', PROSE)
@@ -105,8 +159,12 @@ class Parsed(Exception):  # noqa: N818  no error
 
 
 def commands(name):
-    """Lines of a page's blocks of commands, without what introduces or follows a command."""
-    text = ''.join(blocks(page_text(name), '') + blocks(page_text(name), 'bash'))
+    """Commands of a page's blocks."""
+    return commands_of(''.join(blocks(page_text(name), '') + blocks(page_text(name), 'bash')))
+
+
+def commands_of(text):
+    """Words of each line of a block of commands, without what introduces or follows a command."""
     for line in text.replace('\\\n', ' ').splitlines():
         for part in re.split(r'&&|[;|]', re.sub(r'\s#.*', '', line)):
             if not STARTS.match(part.strip()):

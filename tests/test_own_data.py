@@ -1,6 +1,8 @@
-"""From a folder of images to a trained model, by the commands of docs/own_data.md."""
+"""From a folder of images to a trained model, by the commands of docs/training.md."""
 
+import importlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -15,6 +17,7 @@ import test_docs
 from mmengine.config import Config
 from PIL import Image
 
+from mmfocal.cli import export
 from mmfocal.datasets import prepare_shapes
 from mmfocal.datasets.checks import Report
 from mmfocal.datasets.formats import Folder, Source, prepare_detection
@@ -24,18 +27,21 @@ from mmfocal.engine.own_data import check_base, config_text
 from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / 'docs/own_data.md'
-# What pages leave open, and tools that take a trained model and write something.
-OPEN = dict(
-    CONFIG='mine.py',
-    CHECKPOINT='work_dirs/mine',
-    CHECKPOINT_OR_WORK_FOLDER='work_dirs/mine',
-    IMAGE='photo.jpg',
-    X='20',
-    Y='30',
-)
-TOOLS = {'analyze_results', 'infer', 'show_attention'}
-DEFAULTS = dict(analyze_results='work_dirs/mine/analysis', infer='inference')
+PAGE = ROOT / 'docs/training.md'
+# What pages leave open, and the tools that take a trained model.
+OPEN = {
+    'CONFIG': 'mine.py',
+    'CHECKPOINT': 'work_dirs/mine',
+    'IMAGE': 'photo.jpg',
+    'X': '20',
+    'Y': '30',
+    'focal_maskrcnn_3x': 'focal_maskrcnn_shapes',
+    'focal_upernet_160k': 'focal_upernet_shapes',
+    'epochs=12': 'epochs=1',
+    'iterations=20000': 'iterations=2',
+}
+TOOLS = {'analyze_results', 'export', 'infer', 'publish', 'show_attention', 'test'}
+PUBLISHED = re.compile(r'mine-\w{8}(?=\.(?:pth|py|safetensors))')  # as pages write such a name
 # After what new_config writes: a run of seconds.
 SHORT = """
 train_dataloader.update(batch_size=2, num_workers=0, persistent_workers=False)
@@ -98,35 +104,109 @@ def test_commands_of_the_page_train_a_detector(detector):
     assert len(list((folder / 'images').iterdir())) == 3
 
 
-def commands_with_a_trained_model():
-    """Of all pages, with the detector of this one where they leave open which it is."""
-    found = []
-    for name in test_docs.PROSE:
-        for words in test_docs.commands(name):
-            module, arguments = test_docs.module_and_arguments(words) or ('', [])
-            tool = module.rpartition('.')[2]
-            arguments = [OPEN.get(each, each) for each in arguments]
-            is_camera = '0' in arguments
-            if tool in TOOLS and arguments[:2] == ['mine.py', 'work_dirs/mine'] and not is_camera:
-                found.append(shlex.join(['mmfocal', tool, *arguments]))
-    return sorted({*found} - {*commands_of_the_page()[0]})
+def filled(text, folder):
+    """A command or an example with what is in the folder, where its page leaves that open."""
+    for written, meant in OPEN.items():
+        text = re.sub(rf'(?<![\w-]){re.escape(written)}(?![\w-])', meant, text)
+    for suffix in re.findall(r'mine-\w{8}(\.\w+)', text):
+        (published,) = folder.glob(f'mine-*{suffix}')
+        text = re.sub(rf'mine-\w{{8}}{suffix}', published.name, text)
+    return text
 
 
-@pytest.mark.parametrize('command', commands_with_a_trained_model())
-def test_commands_of_other_pages_take_the_detector(detector, command):
+def steps(name):
+    """What of a page can be run with a detector of few images: commands, and examples of Python.
+
+    Other commands need COCO, several GPUs or a camera; tests/test_docs.py has their options read.
+    Backbones are exported in tests/test_export.py, since each takes a minute.
+    """
+    for kind, block in test_docs.FENCED.findall(test_docs.page_text(name)):
+        if kind == 'python' and '>>> ' not in block and not test_docs.is_config(block):
+            yield None, block
+        elif kind in ('', 'bash'):
+            for words in test_docs.commands_of(block):
+                module, arguments = test_docs.module_and_arguments(words) or ('', [])
+                tool, first = module.rpartition('.')[2], ' '.join(arguments[:1])
+                ours = first in ('CONFIG', 'mine.py', 'work_dirs/mine') or PUBLISHED.search(first)
+                left_out = arguments[2:3] == ['0'] or 'backbone' in arguments
+                if tool in TOOLS and ours and not left_out:
+                    yield tool, shlex.join(arguments)
+
+
+WITH_STEPS = {name: found for name in test_docs.PROSE if (found := [*steps(name)])}
+# Commands of this page and of no other need another test, which trains first.
+del WITH_STEPS['docs/training.md']
+
+
+@pytest.fixture(scope='module')
+def at_hand(detector):
+    """The detector's folder, with photographs and a video."""
     folder, _ = detector
     image = next((folder / 'my_data/val').iterdir())
     for place in ('photo.jpg', 'photos/photo.jpg', 'more/photo.jpg', 'archive/2026/photo.png'):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         Image.open(image).resize((320, 240)).save(folder / place)
-    if not (folder / 'clip.mp4').is_file():
-        write_video(folder / 'clip.mp4', image)
-    out = re.search(r'--out (\S+)', command)
-    out = folder / (out[1] if out else DEFAULTS[command.split()[1]])
-    if out.is_dir():
-        shutil.rmtree(out)
-    run(command, folder)
-    assert out.is_file() or any(out.iterdir())
+    write_video(folder / 'clip.mp4', image)
+    return folder
+
+
+@pytest.mark.parametrize('name', WITH_STEPS)
+def test_examples_of_a_page_run(at_hand, name, monkeypatch, tmp_path):
+    """All in turn, in one folder and one process, as a reader tries them.
+
+    Files are compared with the model on 3 of the 20 sizes that tests/test_export.py takes.
+    """
+    monkeypatch.setattr(export, 'SIZES', export.SIZES[:3])
+    # PyTorch's exporter tells each of its steps to pytest's log, which takes minutes.
+    monkeypatch.setattr(logging.root.manager, 'disable', logging.DEBUG)
+    folder = tmp_path / 'folder'
+    shutil.copytree(at_hand, folder, ignore=shutil.ignore_patterns('results', 'predictions'))
+    shutil.copytree(folder / 'my_data', folder / 'data/my_data')  # where a published config looks
+    monkeypatch.chdir(folder)
+    names = {}
+    for tool, text in WITH_STEPS[name]:
+        if tool is None:
+            exec(filled(text, folder), names)
+            continue
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+        argv = [f'mmfocal {tool}', *shlex.split(filled(text, folder))]
+        if tool == 'infer' and '--out' not in argv:
+            argv += ['--force']  # of an earlier command of the page
+        monkeypatch.setattr(sys, 'argv', argv)
+        assert not importlib.import_module(f'mmfocal.cli.{tool}').main(), argv
+        after = {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+        assert after != before, argv  # each writes something
+
+
+def test_examples_are_found():
+    found = [step for steps_ in WITH_STEPS.values() for step in steps_]
+    assert {tool for tool, _ in found} == {None, *TOOLS}
+    assert {'README.md', 'docs/deployment.md', 'docs/inference.md'} <= set(WITH_STEPS)
+    assert len(found) > 20
+
+
+def test_python_of_the_page_trains(data, monkeypatch, tmp_path):
+    shutil.copytree(data, tmp_path / 'my_data')
+    segmentation_folder(data, tmp_path / 'my_maps')
+    (tmp_path / 'my_maps/classes.txt').rename(tmp_path / 'classes.txt')
+    monkeypatch.chdir(tmp_path)
+    examples = [block for tool, block in steps('docs/training.md') if tool is None]
+    assert len(examples) == 2
+    for example, metric in zip(examples, ('coco/bbox_mAP', 'mIoU'), strict=True):
+        names = {}
+        exec(filled(example, tmp_path), names)
+        assert metric in names['result'].metrics
+
+
+def segmentation_folder(data, maps):
+    """Images with label maps of the same names, and the names of the classes."""
+    for split in ('train', 'val'):
+        shutil.copytree(data / split, maps / 'img_dir' / split)
+        shutil.copytree(data / 'labels' / split, maps / 'ann_dir' / split)
+    for path in (*(maps / 'img_dir').rglob('000001.*'), *(maps / 'ann_dir').rglob('000001.*')):
+        image = Image.open(path)
+        image.crop((10, 0, 100, 80)).save(path)  # not all have the same size
+    (maps / 'classes.txt').write_text('ground\n' + '\n'.join(CLASSES))
 
 
 def write_video(path, image):
@@ -137,42 +217,10 @@ def write_video(path, image):
     video.release()
 
 
-def test_such_commands_are_found():
-    tools = {command.split()[1] for command in commands_with_a_trained_model()}
-    assert tools == TOOLS
-
-
-def test_python_of_the_pages_takes_the_detector(detector, monkeypatch, capsys):
-    folder, _ = detector
-    monkeypatch.chdir(folder)
-    image = next((folder / 'my_data/val').iterdir())
-    Path('photos').mkdir(exist_ok=True)
-    shutil.copy(image, 'photos/photo.jpg')
-    if not Path('clip.mp4').is_file():
-        write_video(folder / 'clip.mp4', image)
-    examples = [each for name in test_docs.PROSE for each in test_docs.examples(name)]
-    examples = [each for each in examples if 'import Inferencer' in each]
-    # Those that predict; others are of published files, see test_publish.py.
-    examples = [each for each in examples if 'clip.mp4' in each]
-    assert len(examples) == 2
-    for example in examples:
-        example = example.replace(
-            "'focal_maskrcnn_3x', 'checkpoint.pth'", "'mine.py', 'work_dirs/mine'"
-        )
-        exec(example, {})
-        assert 'photo.jpg tensor' in capsys.readouterr().out
-
-
 def test_commands_of_the_page_train_a_segmenter(data):
     folder = data.parent
     maps = folder / 'my_maps'
-    for split in ('train', 'val'):
-        shutil.copytree(data / split, maps / 'img_dir' / split)
-        shutil.copytree(data / 'labels' / split, maps / 'ann_dir' / split)
-    for path in (*(maps / 'img_dir').rglob('000001.*'), *(maps / 'ann_dir').rglob('000001.*')):
-        image = Image.open(path)
-        image.crop((10, 0, 100, 80)).save(path)  # not all have the same size
-    (maps / 'classes.txt').write_text('ground\n' + '\n'.join(CLASSES))
+    segmentation_folder(data, maps)
     before = {path: path.read_bytes() for path in maps.rglob('*') if path.is_file()}
     outputs = [run(command, folder) for command in commands_of_the_page()[1]]
     assert '7 classes: ground, circle' in outputs[0] and 'used in place' in outputs[0]

@@ -59,7 +59,7 @@ RELATIVE_LINK = re.compile(r'\[[^\]]*\]\((?!https?://)[^)]*\)')
 def test_description_has_no_links_that_an_index_cannot_follow(metadata, tmp_path):
     assert RELATIVE_LINK.search((ROOT / 'README.md').read_text())
     text = metadata.metadata['Description'] or metadata.metadata.get_payload()
-    assert 'Focal Transformer](https://' in text and 'What to read next: a quick start' in text
+    assert 'Focal Transformer](https://' in text and 'Quick start in a notebook' in text
     assert '![' not in text and not RELATIVE_LINK.search(text)
 
     # As it will be when the repository has an address.
@@ -72,7 +72,7 @@ def test_description_has_no_links_that_an_index_cannot_follow(metadata, tmp_path
     text = (source / 'mmfocal.egg-info/PKG-INFO').read_text()
     assert f'Home-page: {address}\n' in text
     assert f']({address}/raw/v{__version__}/docs/images/keys.png)' in text
-    assert f'[a quick start]({address}/blob/v{__version__}/docs/quick_start.ipynb)' in text
+    assert f'[Quick start]({address}/blob/v{__version__}/docs/quick_start.ipynb)' in text
     assert not RELATIVE_LINK.search(text)
 
 

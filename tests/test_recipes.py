@@ -1,4 +1,4 @@
-"""Every recipe has the published values, written out here; docs/reproducing.md has the sources."""
+"""Every recipe has the published values, written out; docs/tables/recipes.md has the sources."""
 
 import copy
 from fnmatch import fnmatch

@@ -20,7 +20,7 @@ from tools.dev.costs.training_cost import (
 )
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / 'docs/scaling.md'
+PAGE = ROOT / 'docs/tables/scaling.md'
 SMALL = dict(
     arch=dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8)), focal_windows=(3,) * 4
 )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -18,10 +19,18 @@ from pycocotools.coco import COCO
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from mmfocal.cli import show_keys
 from mmfocal.datasets import prepare_shapes
 from mmfocal.engine.curves import draw_curves, read_scalars
 from mmfocal.geometry import FocalGeometry
-from mmfocal.visualization.keys import LEVEL_COLOURS, RING_COLOUR, WINDOW_COLOUR, draw_keys
+from mmfocal.utils.errors import UserError
+from mmfocal.visualization.keys import (
+    LEVEL_COLOURS,
+    RING_COLOUR,
+    WINDOW_COLOUR,
+    draw_keys,
+    draw_keys_on_image,
+)
 from mmfocal.visualization.predictions import (
     draw_classes,
     draw_coco,
@@ -179,6 +188,63 @@ def test_legend_is_within_the_figure_and_below_the_panels(windows, levels):
 def test_window_outside_the_map_is_named():
     with pytest.raises(ValueError, match='there is no window 3 0'):
         draw_keys(FocalGeometry(), (21, 21), [(3, 0)])
+
+
+def test_an_image_shows_what_each_kind_of_keys_holds():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (84, 112, 3), dtype=np.uint8)  # 21 x 28 tokens of 4 pixels
+    figure = draw_keys_on_image(FocalGeometry(focal_window=3), image, (50, 40), stride=4)
+    window, ring, cells = (axes.get_images()[0].get_array() for axes in figure.axes)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert [int(re.search(r'(\d+) keys', title)[1]) for title in titles] == [49, 169, 178]
+    # Token 12 of row 10 is in the window of tokens 7 to 13, in both directions.
+    own, around = np.s_[28:56, 28:56], np.s_[16:68, 16:68]
+
+    def same(shown):
+        return (shown == image).all(-1)
+
+    for shown, kept in ((window, own), (ring, around)):
+        assert same(shown)[kept].all()
+        outside = np.ones(image.shape[:2], bool)
+        outside[kept] = False
+        assert same(shown)[outside].mean() < 0.01  # faded
+    assert same(cells)[around].all()
+    # The cell in the corner is the mean of its 28 x 28 pixels, where no ring lies over it.
+    mean = image[:28, :28].reshape(-1, 3).mean(0)
+    assert np.abs(cells[:16, :28] - mean).max() <= 1
+    assert same(cells)[:, 84:].mean() < 0.01
+    plt.close(figure)
+
+
+def test_a_ring_over_the_border_is_shown_on_the_other_side():
+    image = np.zeros((56, 56, 3), np.uint8)  # 2 x 2 windows of tokens of 4 pixels
+    geometries = FocalGeometry(focal_level=1), FocalGeometry(focal_level=1, border='mask')
+    figures = [draw_keys_on_image(each, image, (1, 1), stride=4) for each in geometries]
+    wrapped, masked = (figure.axes[1].get_images()[0].get_array()[..., 0] for figure in figures)
+    assert (wrapped[:40, -12:] == 0).all() and (masked[:40, -12:] > 100).all()
+    assert (wrapped[:40, :40] == 0).all() and (masked[:40, :40] == 0).all()
+    for figure in figures:
+        plt.close(figure)
+
+
+def test_images_that_do_not_divide_and_points_outside():
+    image = np.full((45, 61, 3), 100, np.uint8)
+    figure = draw_keys_on_image(FocalGeometry(), image, (60, 44), stride=8)
+    assert figure.axes[0].get_xlim() == (0, 61) and figure.axes[0].get_ylim() == (45, 0)
+    plt.close(figure)
+    with pytest.raises(ValueError, match=r'61x45 pixels, the point \(61, 0\)'):
+        draw_keys_on_image(FocalGeometry(), image, (61, 0), stride=8)
+
+
+def test_tool_draws_over_an_image(tmp_path, monkeypatch, capsys):
+    cv2.imwrite(str(tmp_path / 'photo.png'), np.full((64, 96, 3), 90, np.uint8))
+    command = ['show_keys', str(tmp_path / 'keys.png'), '--image', str(tmp_path / 'photo.png')]
+    monkeypatch.setattr(sys, 'argv', [*command, '--stride', '4', '--point', '10', '20'])
+    show_keys.main()
+    assert cv2.imread(str(tmp_path / 'keys.png')).shape[1] > 1000
+    (tmp_path / 'photo.png').write_bytes(b'no image')
+    with pytest.raises(UserError, match='is no image'):
+        show_keys.main()
 
 
 @pytest.mark.parametrize('suffix', ['png', 'svg'])

@@ -3,7 +3,7 @@
 #
 # GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5) and SRUN_ARGS are taken from the environment. More
 # GPUs than one node has are taken from several. For a job that is asked to end before its time is
-# up, saves, and is started again by SLURM until it is done, see docs/distributed.md.
+# up, saves, and is started again by SLURM until it is done, see docs/training.md.
 set -euo pipefail
 [ $# -ge 4 ] || { echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [options of train.py]" >&2; exit 2; }
 

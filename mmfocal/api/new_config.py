@@ -63,7 +63,7 @@ def new_config(
     """Writes a config that trains ``base`` on images with boxes, masks or label maps.
 
     Args:
-        data: folder with images and annotations, in any of the formats of docs/own_data.md. It is
+        data: folder with images and annotations, in any of the formats of docs/training.md. It is
             only read.
         base: config to begin with, path or name; one of mmseg for label maps.
         out: config to write; what has to be converted goes to a folder beside it, ``mine_data``.

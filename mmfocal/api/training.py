@@ -108,7 +108,7 @@ def train(
     Args:
         config: path, or name of a config of this repository; with ``data`` what to begin with.
             Without ``data`` also a ``Config``, which is not changed.
-        data: folder with images and annotations, in any of the formats of docs/own_data.md; None
+        data: folder with images and annotations, in any of the formats of docs/training.md; None
             for the data of the config. For what the folder does not tell, such as names of
             classes, call :func:`mmfocal.new_config`, and give the path that it returns as config.
         options: values of the config by dotted key, as ``--cfg-options`` has them.

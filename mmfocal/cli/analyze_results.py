@@ -1,6 +1,6 @@
 """Writes a report of what a model finds and misses on the test set of its config: report.html.
 
-Detectors and segmenters; the test set has to have annotations. docs/analysis.md says what each
+Detectors and segmenters; the test set has to have annotations. docs/evaluation.md says what each
 number means.
 """
 

@@ -1,15 +1,26 @@
-"""Draws which tokens and pooled cells windows of focal attention attend to."""
+"""Draws which tokens and pooled cells windows of focal attention attend to.
+
+Without an image it draws windows of a map of tokens; with one, what a point sees of the image.
+"""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
+import mmcv
 
+from mmfocal.datasets.checks import why_unreadable
 from mmfocal.geometry import FocalGeometry
 from mmfocal.geometry.focal import BORDERS
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import written_atomically
-from mmfocal.visualization.keys import draw_keys
+from mmfocal.visualization.keys import draw_keys, draw_keys_on_image
+
+from ._arguments import natural
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,6 +38,17 @@ def parse_args() -> argparse.Namespace:
         action='append',
         metavar=('ROW', 'COL'),
         help='a window to draw, counted in windows; may be given again (default: 3 4 and 0 0)',
+    )
+    parser.add_argument('--image', help='draw over this image instead of over a map of tokens')
+    parser.add_argument(
+        '--point',
+        type=float,
+        nargs=2,
+        metavar=('X', 'Y'),
+        help='the query in the image, in pixels from its upper left corner (default: its middle)',
+    )
+    parser.add_argument(
+        '--stride', type=natural, default=8, help='pixels of the image along the side of a token'
     )
     parser.add_argument('--window-size', type=int, default=7, help='tokens')
     parser.add_argument('--expand-size', type=int, default=3, help='tokens')
@@ -51,10 +73,22 @@ def main() -> None:
             args.focal_window,
             args.border,
         )
-        windows = args.window or [(3, 4), (0, 0)]
-        figure = draw_keys(geometry, tuple(args.map), [tuple(window) for window in windows])
+        figure = _over_image(geometry, args) if args.image else _over_map(geometry, args)
     except ValueError as error:
         raise UserError(str(error)) from error
     with written_atomically(args.out) as file:
         figure.savefig(file, format=args.out.suffix[1:], dpi=160)
     print(f'Wrote {args.out}')
+
+
+def _over_map(geometry: FocalGeometry, args: argparse.Namespace) -> 'Figure':
+    windows = args.window or [(3, 4), (0, 0)]
+    return draw_keys(geometry, tuple(args.map), [tuple(window) for window in windows])
+
+
+def _over_image(geometry: FocalGeometry, args: argparse.Namespace) -> 'Figure':
+    if problem := why_unreadable(args.image):
+        raise UserError(f'{args.image}: {problem}')
+    image = mmcv.imread(args.image, channel_order='rgb')
+    middle = image.shape[1] / 2, image.shape[0] / 2
+    return draw_keys_on_image(geometry, image, tuple(args.point or middle), args.stride)

@@ -1,4 +1,4 @@
-"""Figure of one window of queries and the keys that it attends to."""
+"""Figures of one window of queries and the keys that it attends to."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.collections import PatchCollection
 from matplotlib.patches import Patch, Rectangle
 
 from mmfocal.geometry import FocalGeometry, FocalKeys
-from mmfocal.utils.colours import BLUE, GREEN, ORANGE, PURPLE, YELLOW
+from mmfocal.utils.colours import BLUE, GREEN, ORANGE, PURPLE, VERMILION, YELLOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 WINDOW_COLOUR, RING_COLOUR = BLUE, ORANGE
 LEVEL_COLOURS = (GREEN, PURPLE, YELLOW)
+QUERY_COLOUR = VERMILION
+FADED = 0.3  # of an image, where there is no key
 
 
 def draw_keys(
@@ -134,3 +137,117 @@ def _legend(keys: FocalKeys) -> list[Patch]:
         colour = LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
         entries.append(Patch(color=colour, alpha=0.45, label=f'keys: pooled cells, level {level}'))
     return entries
+
+
+# --- Over an image ------------------------------------------------------------------------------
+
+
+def draw_keys_on_image(
+    geometry: FocalGeometry, image: np.ndarray, point: tuple[float, float], stride: int
+) -> Figure:
+    """Draws what a query sees of an image: its window, then the ring too, then pooled cells too.
+
+    Tokens show the pixels that they stand for, a pooled cell shows the mean of its pixels, and the
+    rest of the image is faded. A learned model keeps a vector for each of them instead.
+
+    Args:
+        geometry: settings of the attention.
+        image: uint8 ``(H, W, 3)``, RGB.
+        point: x and y of the query, in pixels from the upper left corner.
+        stride: pixels of the image along the side of a token.
+
+    Returns:
+        The figure; the caller saves and closes it.
+
+    Raises:
+        ValueError: the point lies outside the image.
+    """
+    height, width = image.shape[:2]
+    if not (0 <= point[0] < width and 0 <= point[1] < height):
+        raise ValueError(f'the image has {width}x{height} pixels, the point {point} lies outside')
+    keys = geometry.keys(-(-height // stride), -(-width // stride))
+    col, row = (int(place // stride) for place in point)
+    own = keys.tables().index[:, geometry.sources()['window']]
+    window = int((own == row * keys.padded_size[1] + col).any(1).nonzero()[0, 0])
+    sources = list(geometry.sources())
+    panels = [['window'], *(sources[:number] for number in range(2, len(sources) + 1))]
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(3.55 * len(panels), 3.55 * height / width + 0.95),
+        squeeze=False,
+        layout='constrained',
+    )
+    for panel, shown in zip(axes[0], panels, strict=True):
+        _draw_seen(panel, keys, window, shown, image, stride)
+        place = col * stride, row * stride
+        panel.add_patch(
+            Rectangle(place, stride, stride, fill=False, edgecolor=QUERY_COLOUR, lw=2, zorder=4)
+        )
+    entries = [Patch(facecolor='none', edgecolor=QUERY_COLOUR, lw=2, label='query')]
+    entries.append(Patch(facecolor='none', edgecolor=WINDOW_COLOUR, lw=2, label='its window'))
+    if 'ring' in sources:
+        entries.append(Patch(facecolor='none', edgecolor=RING_COLOUR, lw=2, label='ring'))
+    entries += [
+        Patch(facecolor='none', edgecolor=_level_colour(level), lw=2, label=_cells(level, keys))
+        for level in range(1, geometry.focal_level)
+    ]
+    figure.legend(
+        handles=entries,
+        loc='outside lower center',
+        ncols=len(entries),
+        fontsize=10,
+        frameon=False,
+    )
+    return figure
+
+
+def _draw_seen(
+    axes: Axes,
+    keys: FocalKeys,
+    window: int,
+    sources: list[str],
+    image: np.ndarray,
+    stride: int,
+) -> None:
+    """One panel: what of the image the keys of some sources hold, and where these keys are."""
+    height, width = image.shape[:2]
+    seen = np.rint(255 - FADED * (255.0 - image)).astype(np.uint8)
+    outlines, counts = [], []
+    for source in reversed(sources):  # fine tokens lie above cells
+        corners = _corners(keys, window, source)
+        level = int(source.removeprefix('level')) if source.startswith('level') else 0
+        side = stride * (keys.geometry.sub_window_size(level) if level else 1)
+        for top, left in corners:
+            place = np.s_[
+                max(top * stride, 0) : top * stride + side,
+                max(left * stride, 0) : left * stride + side,
+            ]
+            part = image[place]
+            seen[place] = part.reshape(-1, 3).mean(0) if level and part.size else part
+        colour = {'window': WINDOW_COLOUR, 'ring': RING_COLOUR}.get(source) or _level_colour(level)
+        squares = [Rectangle((left * stride, top * stride), side, side) for top, left in corners]
+        outlines.append((squares, colour, 1.0 if level else 0.5))
+        valid = keys.tables().valid[window, keys.geometry.sources()[source]]
+        counts.insert(0, f'{int(valid.sum())}')
+    axes.imshow(seen, interpolation='none', extent=(0, width, height, 0))
+    for squares, colour, linewidth in outlines:
+        collection = PatchCollection(
+            squares, facecolor='none', edgecolor=colour, linewidth=linewidth
+        )
+        axes.add_collection(collection)
+        collection.set_clip_path(Rectangle((0, 0), width, height, transform=axes.transData))
+    axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+    total = sum(map(int, counts))
+    names = ['window', *('ring' if each == 'ring' else 'pooled cells' for each in sources[1:])]
+    title = ' + '.join(dict.fromkeys(names))
+    axes.set_title(f'{title}\n{total} keys', fontsize=10)
+
+
+def _level_colour(level: int) -> str:
+    return LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
+
+
+def _cells(level: int, keys: FocalKeys) -> str:
+    side = keys.geometry.sub_window_size(level)
+    return f'cells, each {side}x{side} tokens pooled'

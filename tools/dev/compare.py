@@ -18,7 +18,7 @@ from mmfocal.utils.errors import UserError, user_errors_without_trace
 from tools.dev import ROOT
 
 DOCS = ROOT / 'docs'
-PAGE = DOCS / 'learning.md'
+PAGE = DOCS / 'tables/comparisons.md'
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--docs',
         action='store_true',
-        help='keep results in docs/tables, curves in docs/images and tables in docs/learning.md',
+        help='keep results and tables in docs/tables, curves in docs/images',
     )
     parser.add_argument('--jobs', type=int, help='runs at a time (default: one on each core)')
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Makes the tables of docs/scaling.md anew: memory, communication and time on GPUs, predicted.
+"""Makes docs/tables/scaling.md anew: memory, communication and time on GPUs, predicted.
 
 All of it is counted on a CPU, in some minutes. With a config it prints what that needs instead.
 """
@@ -12,7 +12,7 @@ from mmfocal.utils.errors import user_errors_without_trace
 from tools.dev import ROOT
 from tools.dev.costs import scaling
 
-PAGE = ROOT / 'docs' / 'scaling.md'
+PAGE = ROOT / 'docs/tables/scaling.md'
 
 
 def parse_args() -> argparse.Namespace:

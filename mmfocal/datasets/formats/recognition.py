@@ -63,7 +63,7 @@ def recognise(folder: Folder, name: str | None = None) -> Found:
     wanted = name or f'any known format ({", ".join(READERS)})'
     raise UserError(
         f'{folder.root} holds no annotations of {wanted}; it has {contents(folder)}. '
-        'docs/own_data.md shows what each format looks like.'
+        'docs/training.md shows what each format looks like.'
     )
 
 

@@ -31,7 +31,7 @@ class Launch(NamedTuple):
 
     With 16-bit inputs, 128 registers let four programs share a multiprocessor of a Hopper GPU, and
     168 three; of what was tried on an H200 with heads of 32 channels, these were the fastest
-    (``docs/performance.md``). Heads of other widths have as many as they need. Other
+    (``docs/tables/benchmark_gpu.md``). Heads of other widths have as many as they need. Other
     GPUs keep the operands of products in registers, so that a kernel may need more there.
     Products of float32 are made of three of TensorFloat-32, which comes to its accuracy, except
     where that would take more registers than there are. ``python -m

@@ -58,7 +58,7 @@ class Assumptions:
         over_least: time of a step over the least that operators could take, each as long as its
             products at the full rate or its bytes at the full bandwidth, whichever is longer. An
             H200 was busy for 47.8 ms with a step of Mask R-CNN with Focal-T for which 9.4 ms are
-            counted (docs/performance.md); a host that is slower than that is not in it.
+            counted (docs/tables/benchmark_gpu.md); a host that is slower than that is not in it.
         network: bytes per second that leave a machine of eight GPUs, in one direction.
         hidden: share of the backward pass during which gradients can be exchanged.
         reserved: bytes of the CUDA context and of libraries.
@@ -276,7 +276,7 @@ def _models() -> str:
         costs = [cost(name, size, batch, **settings) for settings in MODES.values()]
         rows.append(
             [
-                f'[{Path(name).stem}](../{name})',
+                f'[{Path(name).stem}](../../{name})',
                 f'{batch} x {_size(size)}',
                 f'{costs[0].trained / 2**20:.0f} MiB',
                 *(_gib(each.memory(PER_MACHINE)) for each in costs),
