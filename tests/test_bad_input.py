@@ -1500,26 +1500,24 @@ ARGUMENTS = (
 INTRODUCTION = """\
 # Bad input: what the user sees
 
-First lines of the real messages, printed by `python tests/test_bad_input.py`, whose tests compare
-them with this page.
+The first line of each message, printed by `python tests/test_bad_input.py`; its tests compare this
+page with what the code says.
 
-`tools/check_data.py CONFIG` looks at the data of a config: every annotation, whether every file is
-there, the headers of up to {headers:,} images and all pixels of up to {maps} label maps of each
-data set, for at most {seconds:.0f} seconds each; `--deep` decodes all. `tools/train.py` does the
-same before it builds a model, unless `--no-data-check` is given. What would end a training run,
-or teach it wrong things, is an error and ends the tool with status 2; what a run copes with is a
-note. At most {lines} errors of each kind are listed, with the count of the others, and one line
-sums up:
+`mmfocal check_data CONFIG` reads all annotations of a config, looks for every file, and opens the
+headers of up to {headers:,} images and all pixels of up to {maps} label maps per data set, for at
+most {seconds:.0f} seconds each; `--deep` decodes everything. `mmfocal train` runs the same check
+before it builds a model, unless `--no-data-check` is given. Whatever would stop a run or teach it
+something wrong is an error, and the tool ends with status 2. What a run copes with is a note. At
+most {lines} errors of a kind are listed, the rest are counted, and one line sums up:
 
 ```
 {summary}
 ```
 
-A few annotations that mmdet leaves out are a note; errors in the table below that say "more than
-{share:.0%}" are notes up to that share. Files in other storage (`backend_args`) are not looked at,
-nor data sets that cannot be built, or read annotations in another way than `CocoDataset` and
-`BaseSegDataset`, which a note says. Names of classes, suffixes and paths are those of the data set
-that training will build.
+Errors that say "more than {share:.0%}" are only notes up to that share. Not checked, with a note:
+files in other storage (`backend_args`), data sets that cannot be built, and those that read
+annotations differently from `CocoDataset` and `BaseSegDataset`. Class names, suffixes and paths
+are those of the data set that training will build.
 """
 
 
