@@ -152,6 +152,8 @@ def test_paths_in_code_font_are_there(name):
 TARGETS = set(re.findall(r'^([a-z\-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
 # Of a line with a command of ours, maybe after variables; others show files, or install something.
 STARTS = re.compile(r'([A-Z_]+=\S+ )*(mmfocal |python |tools/\w|make |sbatch )')
+# A command inside a sentence, with its arguments.
+INLINE = re.compile(r'(python tools/\S+ .|python -m tools|mmfocal \w+ .|tools/\w+\.sh .|make .)')
 # What pages write for something of the reader's, where a parser wants a number.
 NUMBERS = {'X': '12', 'Y': '34'}
 
@@ -161,8 +163,16 @@ class Parsed(Exception):  # noqa: N818  no error
 
 
 def commands(name):
-    """Commands of a page's blocks."""
-    return commands_of(''.join(blocks(page_text(name), '') + blocks(page_text(name), 'bash')))
+    """Commands of a page's blocks, and those that stand in its prose with their arguments."""
+    text = page_text(name)
+    yield from commands_of(''.join(blocks(text, '') + blocks(text, 'bash')))
+    if name == 'CHANGELOG.md':  # names options without what they need
+        return
+    prose = '\n'.join(line for line in FENCED.sub('', text).splitlines() if line[:1] != '|')
+    for code in re.findall(r'`([^`]+)`', prose):
+        command = ' '.join(code.split())
+        if INLINE.match(command) and not re.search(r'TOOL|\.\.\.| \|', command):
+            yield from commands_of(command)
 
 
 def commands_of(text):

@@ -10,6 +10,7 @@ Processes are those of tools/dist_train.sh, joined by gloo on a CPU.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -180,7 +181,8 @@ def differences(run: tuple, one: tuple) -> tuple[float, float]:
     return of_losses / max(expected_losses), float(of_weights / largest)
 
 
-def main(others: Sequence[Run] = OTHERS) -> None:
+def compare(others: Sequence[Run]) -> None:
+    """Prints the table of some runs."""
     with tempfile.TemporaryDirectory() as name:
         one = train(Path(name), ONE)
         first, last = one[0][0], one[0][-1]
@@ -189,6 +191,14 @@ def main(others: Sequence[Run] = OTHERS) -> None:
         for run in others:
             cells = (f'{each:.1e}' for each in differences(train(Path(name), run), one))
             print(f'| {run.name} | {" | ".join(cells)} |', flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
+    compare(OTHERS)
 
 
 if __name__ == '__main__':
