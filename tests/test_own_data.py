@@ -52,9 +52,14 @@ train_cfg = dict(max_iters=2, val_interval=2)
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    return prepare_shapes(
-        tmp_path_factory.mktemp('own') / 'my_data', num_images=dict(train=6, val=3)
-    )
+    """Images with masks; photographs and a video lie beside them."""
+    folder = tmp_path_factory.mktemp('own')
+    data = prepare_shapes(folder / 'my_data', num_images=dict(train=6, val=3))
+    for place in ('photo.jpg', 'photos/photo.jpg', 'more/photo.jpg', 'archive/2026/photo.png'):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.open(data / 'val/000000.jpg').resize((320, 240)).save(folder / place)
+    write_video(folder / 'clip.mp4', data / 'val/000000.jpg')
+    return data
 
 
 def prepared(root):
@@ -102,6 +107,7 @@ def test_commands_of_the_page_train_a_detector(detector):
     assert (folder / 'work_dirs/mine/curves.png').is_file()
     assert (folder / 'sheet.png').is_file()
     assert len(list((folder / 'images').iterdir())) == 3
+    assert (folder / 'predictions/pictures/photo.jpg').is_file()
 
 
 def filled(text, folder):
@@ -138,20 +144,8 @@ WITH_STEPS = {name: found for name in test_docs.PROSE if (found := [*steps(name)
 del WITH_STEPS['docs/training.md']
 
 
-@pytest.fixture(scope='module')
-def at_hand(detector):
-    """The detector's folder, with photographs and a video."""
-    folder, _ = detector
-    image = next((folder / 'my_data/val').iterdir())
-    for place in ('photo.jpg', 'photos/photo.jpg', 'more/photo.jpg', 'archive/2026/photo.png'):
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        Image.open(image).resize((320, 240)).save(folder / place)
-    write_video(folder / 'clip.mp4', image)
-    return folder
-
-
 @pytest.mark.parametrize('name', WITH_STEPS)
-def test_examples_of_a_page_run(at_hand, name, monkeypatch, tmp_path):
+def test_examples_of_a_page_run(detector, name, monkeypatch, tmp_path):
     """All in turn, in one folder and one process, as a reader tries them.
 
     Files are compared with the model on 3 of the 20 sizes that tests/test_export.py takes.
@@ -160,7 +154,7 @@ def test_examples_of_a_page_run(at_hand, name, monkeypatch, tmp_path):
     # PyTorch's exporter tells each of its steps to pytest's log, which takes minutes.
     monkeypatch.setattr(logging.root.manager, 'disable', logging.DEBUG)
     folder = tmp_path / 'folder'
-    shutil.copytree(at_hand, folder, ignore=shutil.ignore_patterns('results', 'predictions'))
+    shutil.copytree(detector[0], folder)
     shutil.copytree(folder / 'my_data', folder / 'data/my_data')  # where a published config looks
     monkeypatch.chdir(folder)
     names = {}

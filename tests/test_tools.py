@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmfocal import cli
 from mmfocal.cli import demo
+from mmfocal.cli import train as cli_train
 from mmfocal.engine import load_checkpoint_file, load_config, settings
 from mmfocal.engine.config import find_config
 
@@ -305,6 +306,17 @@ def test_wrong_arguments_are_told_without_a_trace(
     monkeypatch.setattr('mmfocal.datasets.shapes.NUM_IMAGES', dict(train=1, val=1))
     (tmp_path / 'iter_5.pth').touch()  # of a run that was killed while it wrote
     assert expected in fails(monkeypatch, capsys, tool, *args)
+
+
+def test_ctrl_c_says_how_training_resumes(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_train, 'train', interrupted)
+    monkeypatch.setattr(sys, 'argv', ['train', 'focal_retinanet_shapes'])
+    with pytest.raises(KeyboardInterrupt):
+        cli_train.main()
+    assert '--resume' in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU for it')

@@ -1,6 +1,9 @@
 """Trains the model of a config of mmdet, mmseg or mmpretrain: its default_scope decides."""
 
+import sys
+
 from mmfocal.engine import TrainOptions, load_config, train
+from mmfocal.utils.errors import is_first_process
 
 from ._arguments import (
     add_config,
@@ -24,14 +27,17 @@ def main() -> None:
         help='passes over the data, instead of those of the config; the schedule follows',
     )
     length.add_argument(
-        '--iterations', type=natural, metavar='N', help='the same, of configs by iterations'
+        '--iterations',
+        type=natural,
+        metavar='N',
+        help='the same, for configs that train by iterations',
     )
     precision = parser.add_mutually_exclusive_group()
     precision.add_argument('--amp', action='store_true', help='mixed precision; needs a GPU')
     precision.add_argument(
         '--precision',
         choices=['fp32', 'fp16', 'bf16'],
-        help='of computation, instead of that of the config; 16 bits need a GPU',
+        help='of the computation, instead of what the config says; 16 bits need a GPU',
     )
     parser.add_argument(
         '--resume',
@@ -88,4 +94,13 @@ def main() -> None:
     )
     add_launcher(parser)
     args = parse_distributed(parser)
-    train(load_config(args.config, args.cfg_options), options_of(TrainOptions, args))
+    try:
+        train(load_config(args.config, args.cfg_options), options_of(TrainOptions, args))
+    except KeyboardInterrupt:
+        if is_first_process():
+            print(
+                '\nThe same command with --resume resumes from the newest checkpoint; without one '
+                'it begins anew.',
+                file=sys.stderr,
+            )
+        raise

@@ -83,6 +83,7 @@ def _draw_window(axes: Axes, geometry: FocalGeometry, keys: FocalKeys, window: i
         colour = LEVEL_COLOURS[(level - 1) % len(LEVEL_COLOURS)]
         corners = _corners(keys, window, f'level{level}')
         side = geometry.sub_window_size(level)
+        _squares(axes, corners, side, 'white', filled=True)  # else the cells below shine through
         _squares(axes, corners, side, colour, filled=True, alpha=0.45, linewidth=1.2)
     if 'ring' in geometry.sources():
         _squares(axes, _corners(keys, window, 'ring'), 1, RING_COLOUR, filled=True)
