@@ -14,7 +14,9 @@ from pathlib import Path
 import cv2
 import pytest
 import test_docs
+import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from PIL import Image
 
 from mmfocal.cli import export
@@ -37,6 +39,10 @@ OPEN = {
     'Y': '30',
     'focal_maskrcnn_3x': 'focal_maskrcnn_shapes',
     'focal_upernet_160k': 'focal_upernet_shapes',
+    # The narrow model begins with random weights unless it is told to load some.
+    "'model.backbone.init_cfg.checkpoint': 'focal_tiny.pth'": (
+        "'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='focal_tiny.pth')"
+    ),
     'epochs=12': 'epochs=1',
     'iterations=20000': 'iterations=2',
 }
@@ -183,6 +189,8 @@ def test_python_of_the_page_trains(data, monkeypatch, tmp_path):
     shutil.copytree(data, tmp_path / 'my_data')
     segmentation_folder(data, tmp_path / 'my_maps')
     (tmp_path / 'my_maps/classes.txt').rename(tmp_path / 'classes.txt')
+    backbone = MODELS.build(load_config('focal_maskrcnn_shapes').model.backbone)
+    torch.save(backbone.state_dict(), tmp_path / 'focal_tiny.pth')
     monkeypatch.chdir(tmp_path)
     examples = [block for tool, block in steps('docs/training.md') if tool is None]
     assert len(examples) == 2

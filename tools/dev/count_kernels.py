@@ -594,7 +594,8 @@ def main() -> None:
     parser.add_argument('--architectures', type=int, nargs='+', help='such as 80 90 (default: 90)')
     args = parser.parse_args()
     versions = f'PyTorch {torch.__version__}, Triton {triton.__version__}'
-    print(f'# Kernels, counted without a GPU\n\n{time.strftime("%Y-%m-%d")}, {versions}.')
+    print('# Kernels, counted without a GPU\n\nBy `python -m tools.dev.count_kernels`.', end=' ')
+    print(f'{time.strftime("%Y-%m-%d")}, {versions}.')
     if args.only != 'code':
         print_launches(DETECTION, torch.bfloat16)
     if args.only != 'launches':

@@ -325,7 +325,8 @@ could not be looked up.
 
 Batches are of 16 images, 8 GPUs x 2, but for HTC++, 16 GPUs x 1, and RTMDet-Ins, 4 GPUs x 32;
 `--auto-scale-lr` adapts the learning rate to others. A result "multi-scale" is that of
-`tools/test.py --tta`.
+`tools/test.py --tta`. To train a model: [weights](weights.md) to start from, and
+[training](training.md#coco-ade20k-and-other-public-data).
 """
 
 OTHERS = """## Configs without a published result
