@@ -227,6 +227,34 @@ def test_a_ring_over_the_border_is_shown_on_the_other_side():
         plt.close(figure)
 
 
+def test_finer_cells_lie_above_coarser_ones():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (84, 84, 3), dtype=np.uint8)  # 3 x 3 windows of 7 tokens
+    figure = draw_keys_on_image(FocalGeometry(focal_level=3, focal_window=5), image, (42, 42), 4)
+    coarse, fine = (axes.get_images()[0].get_array() for axes in figure.axes[2:])
+    # Left of the ring: one cell of 28 pixels at level 1, cells of 12 pixels in front of it.
+    strip = np.s_[28:56, 8:16]
+    assert len(np.unique(coarse[strip].reshape(-1, 3), axis=0)) == 1
+    assert len(np.unique(fine[strip].reshape(-1, 3), axis=0)) > 1
+    mean = image[28:56, 0:28].reshape(-1, 3).mean(0)
+    assert np.abs(coarse[strip] - mean).max() <= 1
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (('--image', 'photo.png', '--window', '1', '1'), '--point X Y'),
+        (('--point', '1', '1'), '--image FILE'),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['show_keys', str(tmp_path / 'keys.png'), *options])
+    with pytest.raises(UserError, match=message):
+        show_keys.main()
+    assert not list(tmp_path.iterdir())
+
+
 def test_images_that_do_not_divide_and_points_outside():
     image = np.full((45, 61, 3), 100, np.uint8)
     figure = draw_keys_on_image(FocalGeometry(), image, (60, 44), stride=8)

@@ -63,6 +63,10 @@ def main() -> None:
     args = parse_args()
     if args.out.suffix not in ('.png', '.svg'):
         raise UserError(f'The image must end in .png or .svg, got {args.out}.')
+    if args.image and args.window:
+        raise UserError('--window is of a map of tokens; with --image give --point X Y.')
+    if args.point and not args.image:
+        raise UserError('--point is of an image; give --image FILE, or --window ROW COL.')
     matplotlib.use('Agg')
     try:
         geometry = FocalGeometry(

@@ -214,10 +214,13 @@ def _draw_seen(
     """One panel: what of the image the keys of some sources hold, and where these keys are."""
     height, width = image.shape[:2]
     seen = np.rint(255 - FADED * (255.0 - image)).astype(np.uint8)
-    outlines, counts = [], []
-    for source in reversed(sources):  # fine tokens lie above cells
+    outlines, total = [], 0
+    # Each lies above coarser ones: level 2 above level 1, tokens above cells.
+    levels = [source for source in sources if source.startswith('level')]
+    tokens = [source for source in sources if source not in levels]
+    for source in [*levels, *reversed(tokens)]:
         corners = _corners(keys, window, source)
-        level = int(source.removeprefix('level')) if source.startswith('level') else 0
+        level = levels.index(source) + 1 if source in levels else 0
         side = stride * (keys.geometry.sub_window_size(level) if level else 1)
         for top, left in corners:
             place = np.s_[
@@ -230,7 +233,7 @@ def _draw_seen(
         squares = [Rectangle((left * stride, top * stride), side, side) for top, left in corners]
         outlines.append((squares, colour, 1.0 if level else 0.5))
         valid = keys.tables().valid[window, keys.geometry.sources()[source]]
-        counts.insert(0, f'{int(valid.sum())}')
+        total += int(valid.sum())
     axes.imshow(seen, interpolation='none', extent=(0, width, height, 0))
     for squares, colour, linewidth in outlines:
         collection = PatchCollection(
@@ -239,7 +242,6 @@ def _draw_seen(
         axes.add_collection(collection)
         collection.set_clip_path(Rectangle((0, 0), width, height, transform=axes.transData))
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
-    total = sum(map(int, counts))
     names = ['window', *('ring' if each == 'ring' else 'pooled cells' for each in sources[1:])]
     title = ' + '.join(dict.fromkeys(names))
     axes.set_title(f'{title}\n{total} keys', fontsize=10)
