@@ -244,8 +244,9 @@ def test_finer_cells_lie_above_coarser_ones():
 @pytest.mark.parametrize(
     'options, message',
     [
-        (('--image', 'photo.png', '--window', '1', '1'), '--point X Y'),
-        (('--point', '1', '1'), '--image FILE'),
+        (('--image', 'photo.png', '--window', '1', '1'), 'got --window'),
+        (('--image', 'photo.png', '--map', '20', '20', '--stride', '4'), 'got --map'),
+        (('--point', '1', '1', '--stride', '4'), 'got --point, --stride'),
     ],
 )
 def test_options_that_do_not_go_together_are_told(options, message, tmp_path, monkeypatch):

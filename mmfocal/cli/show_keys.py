@@ -23,13 +23,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MAP = 49, 63  # height and width in tokens
+STRIDE = 8  # pixels
+
+
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('out', type=Path, help='image to write, .png or .svg')
     parser.add_argument(
-        '--map', type=int, nargs=2, default=(49, 63), metavar=('H', 'W'), help='size in tokens'
+        '--map',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help=f'size in tokens (default: {MAP[0]} {MAP[1]})',
     )
     parser.add_argument(
         '--window',
@@ -48,14 +54,22 @@ def parse_args() -> argparse.Namespace:
         help='the query in the image, in pixels from its upper left corner (default: its middle)',
     )
     parser.add_argument(
-        '--stride', type=natural, default=8, help='pixels of the image along the side of a token'
+        '--stride',
+        type=natural,
+        help=f'pixels of the image along the side of a token (default: {STRIDE})',
     )
-    parser.add_argument('--window-size', type=int, default=7, help='tokens')
-    parser.add_argument('--expand-size', type=int, default=3, help='tokens')
-    parser.add_argument('--shift-size', type=int, default=0, help='tokens')
-    parser.add_argument('--focal-level', type=int, default=2)
-    parser.add_argument('--focal-window', type=int, default=5, help='cells')
-    parser.add_argument('--border', choices=BORDERS, default='wrap')
+    # What the attention is like, as arguments of FocalGeometry.
+    for name, default, unit in (
+        ('window-size', 7, 'tokens'),
+        ('expand-size', 3, 'tokens'),
+        ('shift-size', 0, 'tokens'),
+        ('focal-level', 2, 'levels, window and ring being the first'),
+        ('focal-window', 5, 'cells'),
+    ):
+        parser.add_argument(
+            f'--{name}', type=int, default=default, help=f'{unit} (default: {default})'
+        )
+    parser.add_argument('--border', choices=BORDERS, default='wrap', help='(default: wrap)')
     return parser.parse_args()
 
 
@@ -63,10 +77,10 @@ def main() -> None:
     args = parse_args()
     if args.out.suffix not in ('.png', '.svg'):
         raise UserError(f'The image must end in .png or .svg, got {args.out}.')
-    if args.image and args.window:
-        raise UserError('--window is of a map of tokens; with --image give --point X Y.')
-    if args.point and not args.image:
-        raise UserError('--point is of an image; give --image FILE, or --window ROW COL.')
+    unused = ('map', 'window') if args.image else ('point', 'stride')
+    if given := [f'--{name}' for name in unused if getattr(args, name) is not None]:
+        expected = '--point and --stride with --image, --map and --window without it'
+        raise UserError(f'expected {expected}, got {", ".join(given)}.')
     matplotlib.use('Agg')
     try:
         geometry = FocalGeometry(
@@ -87,7 +101,7 @@ def main() -> None:
 
 def _over_map(geometry: FocalGeometry, args: argparse.Namespace) -> 'Figure':
     windows = args.window or [(3, 4), (0, 0)]
-    return draw_keys(geometry, tuple(args.map), [tuple(window) for window in windows])
+    return draw_keys(geometry, tuple(args.map or MAP), [tuple(window) for window in windows])
 
 
 def _over_image(geometry: FocalGeometry, args: argparse.Namespace) -> 'Figure':
@@ -95,4 +109,4 @@ def _over_image(geometry: FocalGeometry, args: argparse.Namespace) -> 'Figure':
         raise UserError(f'{args.image}: {problem}')
     image = mmcv.imread(args.image, channel_order='rgb')
     middle = image.shape[1] / 2, image.shape[0] / 2
-    return draw_keys_on_image(geometry, image, tuple(args.point or middle), args.stride)
+    return draw_keys_on_image(geometry, image, tuple(args.point or middle), args.stride or STRIDE)
