@@ -15,7 +15,7 @@ import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from scipy import stats
 
-from mmfocal.utils.config import import_custom_modules
+from mmfocal.utils.config import import_packages
 from mmfocal.utils.errors import UserError
 from tools.dev.compare import with_tables
 from tools.dev.comparing import Comparison, Outcome, Results, prepare_data, read_comparison
@@ -273,7 +273,7 @@ def test_a_wrong_file_says_what_is_wrong(tiny, change, message):
 
 def test_four_images_make_one_and_their_labels_too(tmp_path):
     comparison = read_comparison(COMPARISONS / 'parts_upernet.py')
-    import_custom_modules(comparison.config)
+    import_packages(comparison.config)
     settings = comparison.config.val_dataloader.dataset.to_dict()
     root = tmp_path / 'shapes'
     settings.update(data_root=str(root), num_images=dict(train=1, val=9))

@@ -14,8 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from mmengine.config import Config
 
+from mmfocal.datasets.checks import check_data
 from mmfocal.utils import compat
+from mmfocal.utils.config import import_packages
+from mmfocal.utils.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = {
@@ -403,6 +407,28 @@ def test_opencv_without_desktop_libraries(install, monkeypatch):
     problem = compat.import_problem('mmcv')
     assert 'OpenCV' in problem.text and 'libGL.so.1' in problem.text
     assert problem.command.endswith('opencv-python-headless')
+
+
+@pytest.mark.parametrize('part', ['models', 'datasets', 'evaluation'])
+def test_package_that_only_a_part_of_a_family_imports(install, monkeypatch, part):
+    install(OFFICIAL, pkg_resources=False)
+    error = ModuleNotFoundError("No module named 'skimage'", name='skimage')
+    monkeypatch.setattr(compat.importlib, 'import_module', failing_import(f'mmdet.{part}', error))
+    problem = compat.family_problem('mmdet')
+    assert problem.text == f'mmdet.{part} imports skimage, which is not installed.'
+    assert problem.command.endswith('pip install scikit-image')
+    assert compat.family_problem('mmseg') is None
+
+
+@pytest.mark.parametrize('ask', [import_packages, check_data])
+def test_a_family_that_is_not_whole_is_told_before_its_data(monkeypatch, ask):
+    problem = compat.Problem('mmdet.datasets imports skimage.', 'pip install scikit-image')
+    monkeypatch.setattr(
+        compat, 'import_problem', lambda name: problem if name == 'mmdet.datasets' else None
+    )
+    with pytest.raises(UserError, match=r'mmdet\.datasets.*scikit-image'):
+        ask(Config(dict(default_scope='mmdet')))
+    ask(Config(dict(default_scope='mmseg')))
 
 
 def test_operators_for_another_torch(install, monkeypatch):

@@ -27,13 +27,13 @@ from mmfocal import cli
 from mmfocal.datasets.checks import images as images_module
 from mmfocal.datasets.shapes import CLASSES, draw_scene
 from mmfocal.engine import install_safe_loading, load_config
-from mmfocal.engine.settings import import_packages
 from mmfocal.inference import Inferencer, Layout, Skipped, UnreadableError, find_inputs, run
 from mmfocal.inference import inferencer as inferencer_module
 from mmfocal.inference import inputs as inputs_module
 from mmfocal.inference import running as running_module
 from mmfocal.inference import writers as writers_module
 from mmfocal.inference.tasks import Detection
+from mmfocal.utils.config import import_packages
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.predictions import as_shown
 

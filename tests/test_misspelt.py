@@ -23,6 +23,7 @@ from mmfocal.engine import test as run_test
 from mmfocal.engine.build_errors import told_settings
 from mmfocal.engine.misspelt import READ, check_options
 from mmfocal.engine.sections import check_sections
+from mmfocal.utils.config import import_packages
 from mmfocal.utils.errors import UserError
 
 DETECTOR = 'focal_retinanet_shapes'
@@ -540,7 +541,7 @@ def test_mistakes_in_code_of_ones_own_keep_their_trace(tmp_path, options, kind):
 )
 def test_settings_of_a_detector_are_told_by_their_place(path, value, parts):
     cfg = load_config(DETECTOR, {f'model.{path}': value})
-    settings.import_packages(cfg)
+    import_packages(cfg)
     with pytest.raises(UserError) as error, told_settings(cfg):
         MODELS.children['mmdet'].build(cfg.model)
     for part in parts:

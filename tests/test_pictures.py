@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from mmfocal.engine import load_config
-from mmfocal.engine.settings import import_packages
+from mmfocal.utils.config import import_packages
 from mmfocal.utils.errors import UserError
 from tools.dev import pictures
 

@@ -19,7 +19,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmfocal import Inferencer, cli, publish
 from mmfocal.datasets import prepare_shapes
 from mmfocal.engine import CheckpointError, TrainOptions, load_checkpoint_file, load_config, train
-from mmfocal.engine.settings import import_packages
+from mmfocal.utils.config import import_packages
 from mmfocal.utils.errors import UserError
 from mmfocal.weights.embedded_config import config_of, portable, text_of
 

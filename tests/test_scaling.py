@@ -8,7 +8,7 @@ from torch import nn
 
 from mmfocal import FocalTransformer
 from mmfocal.engine.config import load_config
-from mmfocal.engine.settings import import_packages
+from mmfocal.utils.config import import_packages
 from tools.dev.costs import scaling
 from tools.dev.costs.training_cost import (
     Operation,

@@ -21,6 +21,7 @@ from mmfocal.utils.compat import (
     TORCH,
     Problem,
     detect_stack,
+    family_problem,
     find_problems,
     import_problem,
     install,
@@ -187,11 +188,11 @@ def operators() -> str | Problem:
 
 
 def mmdet() -> str | Problem:
-    return import_problem('mmdet.models') or 'yes'
+    return family_problem('mmdet') or 'yes'
 
 
 def mmseg() -> str | Problem:
-    return import_problem('mmseg.models') or 'yes'
+    return family_problem('mmseg') or 'yes'
 
 
 # Functions of this module, since probes travel to another process.
@@ -212,7 +213,7 @@ def backbone() -> str:
 
 def mmpretrain() -> str:
     """Optional: what is wrong is told and is no Problem."""
-    problem = import_problem('mmpretrain.models')
+    problem = family_problem('mmpretrain')
     return f'for its configs: {problem}' if problem else 'imports'
 
 

@@ -11,11 +11,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_world_size
 from mmengine.registry import DATASETS
 
-from mmfocal.utils.config import family_of, type_name
+from mmfocal.utils.config import family_of, import_packages, type_name
 from mmfocal.utils.errors import UserError
 
 from .build_errors import told_settings
-from .settings import import_packages
 
 # Settings of mmengine's schedulers that are points in time or spans, single ones or lists.
 TIMES = ('begin', 'end', 'T_max', 'step_size', 'total_steps')

@@ -15,8 +15,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmfocal.utils.compat import CORE, FAMILIES, check_versions, import_problem, require_mmcv_ops
-from mmfocal.utils.config import family_of, import_custom_modules, is_third_party, type_name
+from mmfocal.utils.compat import FAMILIES
+from mmfocal.utils.config import family_of, import_packages, is_third_party, type_name
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import check_folder
 from mmfocal.weights.safe_loading import load_checkpoint_file
@@ -454,24 +454,6 @@ def set_test_time_augmentation(cfg: Config) -> None:
     cfg.model = dict(merger, module=model)
 
 
-def import_packages(cfg: Config) -> None:
-    """Imports the family of a config and the modules that it asks for.
-
-    Raises:
-        UserError: mmcv's operators or the family are missing, or a custom import fails.
-    """
-    families = set(FAMILIES) & {family_of(cfg)}
-    try:
-        check_versions((*CORE, *families))
-        require_mmcv_ops()
-        for family in families:
-            if problem := import_problem(f'{family}.models'):
-                raise ImportError(str(problem))
-    except ImportError as error:
-        raise UserError(str(error)) from error
-    import_custom_modules(cfg)
-
-
 def build_runner(cfg: Config, start: Start | None = None, quiet: bool = False) -> Runner:
     """The runner of a complete config, with the modules that it asks for imported.
 
@@ -485,7 +467,7 @@ def build_runner(cfg: Config, start: Start | None = None, quiet: bool = False) -
             own.
 
     Raises:
-        UserError: as :func:`import_packages`, or a setting cannot be.
+        UserError: as :func:`~mmfocal.utils.config.import_packages`, or a setting cannot be.
     """
     import_packages(cfg)
     if (cfg.get('randomness') or {}).get('deterministic') and torch.cuda.is_available():

@@ -11,7 +11,6 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 
 from mmfocal.datasets.checks import check_contents, check_data
-from mmfocal.engine import settings
 from mmfocal.engine.runner import TestOptions, test
 from mmfocal.utils.errors import UserError
 
@@ -46,7 +45,6 @@ def analyze(cfg: Config, file: Path, **options: Any) -> Report:
             functions of both families raise.
     """
     _check_family(cfg)
-    settings.import_packages(cfg)
     check_data(cfg, ('test',))
     for line in check_contents(cfg, ('test',)):
         print(line)

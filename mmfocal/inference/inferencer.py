@@ -24,8 +24,7 @@ from torch import nn
 from mmfocal.datasets.checks import check_lists
 from mmfocal.engine import install_safe_loading, load_checkpoint_file, load_config
 from mmfocal.engine.checkpoints import SAVED, checkpoint_of
-from mmfocal.engine.settings import import_packages
-from mmfocal.utils.config import family_of, type_name
+from mmfocal.utils.config import family_of, import_packages, type_name
 from mmfocal.utils.errors import UserError
 from mmfocal.visualization.predictions import as_shown
 from mmfocal.visualization.view import test_dataset

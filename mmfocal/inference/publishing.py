@@ -25,8 +25,7 @@ from mmfocal.engine.hooks.provenance import KEY as PROVENANCE
 from mmfocal.engine.hooks.provenance import package_versions
 from mmfocal.engine.loops import VALIDATED
 from mmfocal.engine.metrics import main_metric
-from mmfocal.engine.settings import import_packages
-from mmfocal.utils.config import SCOPES, family_of, type_name
+from mmfocal.utils.config import SCOPES, family_of, import_packages, type_name
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import check_folder, check_target, written_atomically
 from mmfocal.visualization.view import test_dataset

@@ -77,7 +77,14 @@ CORE = ('mmengine', 'mmcv')
 FAMILIES = ('mmdet', 'mmseg', 'mmpretrain')
 
 # Distributions whose name is not that of the module that is missing.
-_DISTRIBUTIONS = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'PyYAML'}
+_DISTRIBUTIONS = {
+    'cv2': 'opencv-python',
+    'imgaug': 'imaug',  # as OneDL's mmdet requires it
+    'PIL': 'pillow',
+    'skimage': 'scikit-image',
+    'sklearn': 'scikit-learn',
+    'yaml': 'PyYAML',
+}
 
 
 def installed(distribution: str) -> str | None:
@@ -185,6 +192,16 @@ def import_problem(name: str) -> Problem | None:
     return None
 
 
+def family_problem(family: str) -> Problem | None:
+    """What keeps the models, data sets or metrics of a family from being imported, or None.
+
+    Args:
+        family: of :data:`FAMILIES`.
+    """
+    parts = ('models', 'datasets', 'evaluation')
+    return next(filter(None, (import_problem(f'{family}.{part}') for part in parts)), None)
+
+
 def mmcv_ops_problem() -> Problem | None:
     """What keeps mmcv's compiled operators from working, or None."""
     if problem := import_problem('torch') or import_problem('mmcv.ops'):
@@ -227,7 +244,7 @@ def register_all_modules(init_default_scope: bool = True) -> None:
             ``mmfocal`` is no scope, its configs name that of their family.
     """
     for family in FAMILIES:
-        if import_problem(f'{family}.models') is None:
+        if family_problem(family) is None:
             importlib.import_module(f'{family}.utils').register_all_modules(False)
     for name in ('mmfocal.engine', 'mmfocal.detection'):
         with suppress(ImportError):  # the second needs mmdet

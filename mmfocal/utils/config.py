@@ -13,7 +13,7 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import Registry
 from mmengine.utils import import_modules_from_strings
 
-from .compat import FAMILIES
+from .compat import CORE, FAMILIES, check_versions, family_problem, require_mmcv_ops
 from .errors import UserError
 
 SCOPES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmfocal')
@@ -144,12 +144,21 @@ def setting(config: Mapping, kind: Callable | None, name: str) -> Any:
     return parameter.default if is_known else None
 
 
-def import_custom_modules(cfg: Config) -> None:
-    """Imports what a config names for its own classes, as a run does.
+def import_packages(cfg: Config) -> None:
+    """Imports the family of a config and the modules that it asks for.
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: mmcv's operators or the family are missing, or a custom import fails.
     """
+    families = set(FAMILIES) & {family_of(cfg)}
+    try:
+        check_versions((*CORE, *families))
+        require_mmcv_ops()
+        for family in families:
+            if problem := family_problem(family):
+                raise ImportError(str(problem))
+    except ImportError as error:
+        raise UserError(str(error)) from error
     try:
         import_modules_from_strings(**(cfg.get('custom_imports') or dict(imports=[])))
     except ImportError as error:

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from mmfocal.engine.build_errors import told_settings
 from mmfocal.engine.data_loader import ResumableDataLoader, SeededDataset
-from mmfocal.engine.settings import import_packages
+from mmfocal.utils.config import import_packages
 from mmfocal.utils.errors import UserError
 from mmfocal.utils.files import written_atomically
 from mmfocal.utils.fonts import drawable

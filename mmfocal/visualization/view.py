@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from mmfocal.datasets.checks import why_unreadable
 from mmfocal.engine.checkpoints import checkpoint_of
-from mmfocal.engine.settings import import_packages
 from mmfocal.models import FocalTransformer
-from mmfocal.utils.config import type_name
+from mmfocal.utils.config import import_packages, type_name
 from mmfocal.utils.errors import UserError
 from mmfocal.weights import load_pretrained
 

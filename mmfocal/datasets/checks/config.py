@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmfocal.utils.config import (
-    import_custom_modules,
+    import_packages,
     is_third_party,
     package_of,
     parameters_of,
@@ -97,10 +97,10 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val')) -> None:
     Raises:
         MissingDataError: what is missing, where it was looked for, how to get it, how to point
             elsewhere, and what to try instead.
-        UserError: a module of the config cannot be imported, a transform needs a package that is
-            not installed, or annotations are in a file that can hold code.
+        UserError: packages or modules of the config cannot be imported, a transform needs a
+            package that is not installed, or annotations are in a file that can hold code.
     """
-    import_custom_modules(cfg)
+    import_packages(cfg)
     missing, options, sources = {}, {}, {}
     for split in splits:
         for dataset in find_datasets(cfg, split):
@@ -230,9 +230,9 @@ def check_contents(
 
     Raises:
         BadDataError: with all errors, each with file, annotation or image, and reason.
-        UserError: a module of the config cannot be imported.
+        UserError: packages or modules of the config cannot be imported.
     """
-    import_custom_modules(cfg)
+    import_packages(cfg)
     start = time.monotonic()
     report, totals, bars, seen, described = Report(), [], [], [], []
     heads = find_heads(cfg)

@@ -27,7 +27,7 @@ from mmfocal.datasets import prepare_shapes
 from mmfocal.datasets.checks import check_data
 from mmfocal.engine.curves import read_scalars
 from mmfocal.engine.hooks.provenance import git_state
-from mmfocal.utils.config import import_custom_modules
+from mmfocal.utils.config import import_packages
 from tools.dev import ROOT
 from tools.dev.timing.measure import interleaved, machine
 
@@ -48,7 +48,7 @@ def prepare_data(comparison: Comparison) -> None:
         UserError: data are missing; it says where to get them.
     """
     config = comparison.config
-    import_custom_modules(config)
+    import_packages(config)
     if 'shapes' in str(config.train_dataloader.dataset.get('type')).lower():
         prepare_shapes()
     check_data(config, ['train', 'val', *(['test'] if comparison.tests else [])])

@@ -16,7 +16,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmfocal.engine.config import load_config
-from mmfocal.engine.settings import import_packages
+from mmfocal.utils.config import import_packages
 from tools.dev.costs.training_cost import StepCost, backbone_cost, model_cost
 
 __all__ = ['GPUS', 'Assumptions', 'Gpu', 'cost', 'largest_batch', 'page', 'predict', 'summary']
