@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mmfocal.geometry import ClosestGeometry, closest
+from mmfocal.geometry.caching import tensors_in
 from mmfocal.models.position_bias import CoordinatePositionBias
 
 SIZES = [(1, 1), (3, 11), (12, 12), (9, 25), (2, 40), (17, 13)]
@@ -269,3 +270,12 @@ def test_bias_keeps_its_precision_under_autocast():
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert torch.equal(module(keys), plain)
     torch.testing.assert_close(plain.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('device', ['meta', 'cpu'])
+def test_tables_are_made_wherever_tensors_are_by_default(device):
+    keys = ClosestGeometry(window_size=3, top_k=11).keys(16, 17 + len(device))  # of only this test
+    with torch.device('meta'):
+        tables = keys.tables(device)
+    assert {each.device.type for each in tensors_in(tables)} == {device}
+    assert torch.equal(keys.tables().index, keys.make_tables('cpu').index)

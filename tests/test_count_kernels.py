@@ -258,6 +258,20 @@ def test_other_dtypes_and_gpus(dtype, architecture, settings):
             assert of_scores <= found <= of_scores + 4 * of_rows, variant
 
 
+@pytest.mark.parametrize('architecture', [80, 86, 120])
+def test_wide_heads_in_float32_fit_other_gpus(architecture):
+    """GeForce cards give a program 99 KiB of shared memory; an A100's assembler may give up."""
+    arch = dict(embed_dims=64, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
+    case = case_of(dict(FIRST, arch=arch, use_shift=True, border='mask'), DETECTION, 2)
+    variants = named(variants_of({'': case}, [torch.float32], [architecture]), *ATTENTION)
+    kinds = {(variant.name, variant['HAS_REGIONS']): variant for variant in variants}
+    assert len(kinds) == 6  # shifted or not
+    for variant in kinds.values():
+        code = code_of(variant)
+        assert code.shared_bytes <= 99 * 1024, (variant.name, code.shared_bytes)
+        assert code.frame_bytes <= (256 if variant.name in QUERY_KERNELS else 768), variant.name
+
+
 def test_code_is_what_the_assembler_reports(tmp_path):
     """Registers and spills are read from the code; the assembler tells them too."""
     case = case_of(FIRST, DETECTION, 2)

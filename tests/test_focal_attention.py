@@ -186,6 +186,30 @@ def test_lower_precision_follows_float64(backend, name, dtype):
         assert (got.double() - want).norm() <= tolerance * want.norm()
 
 
+@pytest.mark.parametrize(
+    'backend',
+    [name for name in BACKENDS if why_not(name, DEVICE, torch.float16, HEAD_DIM) is None],
+)
+def test_gradients_reach_as_far_as_float16(backend):
+    """Large gradients of keys, of which sums of products are 20 times larger."""
+    size = torch.tensor([64.0, 1 / 16, 1.0], device=DEVICE)[:, None, None]  # more by their queries
+    packed, keys, bias = random_case(GEOMETRIES['published'], (9, 8), batch=1)
+    packed, bias = (packed * size).detach().half(), bias.detach().half()
+    upstream = torch.randn(1, keys.num_outputs, *packed.shape[3:], device=DEVICE)
+
+    def gradients(dtype, upstream, backend):
+        inputs = [each.to(dtype).requires_grad_() for each in (packed, bias)]
+        out = run(inputs[0], keys, inputs[1], backend, scale=0.05)
+        return torch.autograd.grad(out, inputs, upstream.to(dtype))[0].double()
+
+    largest = gradients(torch.float64, upstream, 'reference')[:, :, 1].abs().max()
+    upstream = (upstream * (30_000 / largest)).half()
+    expected = gradients(torch.float64, upstream, 'reference')
+    got = gradients(torch.float16, upstream, backend)
+    assert got.isfinite().all() and got.abs().max() > 29_000
+    assert (got - expected).norm() <= 4 * torch.finfo(torch.float16).eps * expected.norm()
+
+
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize(
     'geometry, head_dim',

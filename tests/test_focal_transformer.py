@@ -9,6 +9,7 @@ import torch
 from mmengine.optim import DefaultOptimWrapperConstructor
 
 from mmfocal import FocalTransformer, FocalTransformerFast
+from mmfocal.geometry import FocalGeometry
 from tools.dev.count_graphs import count_graphs, limit_was_hit
 
 TINY = dict(embed_dims=8, depths=(2, 1, 2, 1), num_heads=(1, 2, 2, 4))
@@ -63,6 +64,17 @@ def test_any_image_size(size, name):
     for out, stride in zip(outs, (4, 8, 16, 32), strict=True):
         assert out.shape[-2:] == (-(-size[0] // stride), -(-size[1] // stride))
         assert out.isfinite().all()
+
+
+@pytest.mark.parametrize('name', sorted({*SETTINGS} - {'drop'}))  # which takes the reference
+def test_without_memory_there_are_shapes(name):
+    with torch.device('meta'):
+        outs = small(**SETTINGS[name]).train()(torch.empty(2, 3, 61, 90))
+        sum(out.sum() for out in outs).backward()
+    sizes = [tuple(out.shape) for out in outs]
+    assert sizes == [(2, 8, 16, 23), (2, 16, 8, 12), (2, 32, 4, 6), (2, 64, 2, 3)]
+    assert all(out.is_meta for out in outs)
+    assert not FocalGeometry(window_size=7).keys(16, 23).tables().index.is_meta
 
 
 def test_images_of_a_batch_do_not_see_each_other():

@@ -60,6 +60,16 @@ def test_any_image_size_with_the_same_result_on_all_backends(size, name):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize('name', sorted({*SETTINGS} - {'dropped-and-checkpointed'}))
+def test_without_memory_there_are_shapes(name):
+    with torch.device('meta'):
+        outs = small(**SETTINGS[name]).train()(torch.empty(2, 3, 61, 90))
+        sum(out.sum() for out in outs).backward()
+    sizes = [tuple(out.shape) for out in outs]
+    assert sizes == [(2, 8, 16, 23), (2, 16, 8, 12), (2, 32, 4, 6), (2, 64, 2, 3)]
+    assert all(out.is_meta for out in outs)
+
+
 def test_images_of_a_batch_do_not_see_each_other():
     model, batch = small().eval(), torch.rand(3, 3, 64, 80)
     together = model(batch)

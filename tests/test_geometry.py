@@ -1,13 +1,17 @@
 """Which keys a window attends to."""
 
+from contextlib import suppress
 from dataclasses import replace
+from threading import Barrier, BrokenBarrierError, Thread
 
 import oracle
 import pytest
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from mmfocal.geometry import FocalGeometry, KeyTables
-from mmfocal.geometry.caching import TableCache
+from mmfocal.geometry.caching import TableCache, bytes_of
 from mmfocal.geometry.tables import readers_of
 from tools.dev.timing.tables import OpCounter
 
@@ -261,6 +265,41 @@ def test_one_table_is_kept_whatever_it_takes():
     assert cache.get(first, 'cpu') is tables
     assert cache.get(second, 'cpu') is cache.get(second, 'cpu')
     assert cache.get(first, 'cpu') is not tables
+
+
+def test_caches_that_need_each_other_do_not_wait_for_each_other():
+    """Each of two threads makes something in the cache that the other one needs for that."""
+    sizes = [FocalGeometry().keys(9, side).with_plain_sizes() for side in range(9, 13)]
+    both_inside = Barrier(2)
+
+    def make_from(other, needed):
+        def make(keys, device):
+            if keys == needed:
+                return torch.zeros(1)
+            with suppress(BrokenBarrierError):  # the other one waits outside
+                both_inside.wait(timeout=1)
+            return caches[other].get(sizes[other], device)
+
+        return make
+
+    caches = [TableCache(make_from(other, sizes[1 - other]), bytes_of, 100) for other in (1, 0)]
+    threads = [
+        Thread(target=cache.get, args=(keys, 'cpu'), daemon=True)
+        for cache, keys in zip(caches, sizes[2:], strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert all(len([*cache]) == 2 for cache in caches)
+
+
+def test_tables_of_fake_tensors_are_not_kept():
+    keys = FocalGeometry(window_size=5).keys(14, 17)
+    with FakeTensorMode():
+        assert isinstance(keys.tables().index, FakeTensor)
+    assert type(keys.tables().index) is Tensor
 
 
 def test_tables_made_in_inference_mode_serve_training():

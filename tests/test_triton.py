@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from test_geometry import outputs_of
+from torch import Tensor
 
 triton = pytest.importorskip('triton', reason='Triton is not installed')
 from mmfocal.geometry import ClosestGeometry, FocalGeometry
 from mmfocal.geometry.caching import TableCache, bytes_of
 from mmfocal.ops.triton import layout
+from mmfocal.ops.triton.forward_pass import run_forward
 from mmfocal.ops.triton.layout import layout_of
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +142,14 @@ def test_runs_are_of_windows_with_the_same_columns(size, shared):
     assert (len(starts) - 1 < keys.num_windows) == shared
 
 
+def test_images_beyond_32_bits_are_refused():
+    keys = GEOMETRY.keys(9100, 9100)
+    qkv = torch.zeros(1).expand(1, keys.num_tokens, 3, 3, 32)
+    bias = torch.zeros(3, 49, keys.num_keys)
+    with pytest.raises(ValueError, match=r'2,147,483,648.*24,336,000,000.*gather_sdpa'):
+        run_forward(qkv, keys, bias, 0.2)
+
+
 def test_layouts_are_kept_up_to_their_bytes():
     first = GEOMETRY.keys(20, 30)
     made = layout_of(first, torch.device('cpu'))
@@ -147,7 +157,7 @@ def test_layouts_are_kept_up_to_their_bytes():
     assert any(each is made for each in layout.layouts)
     shared = made.queries.nbytes if made.queries is made.outputs else 0
     tables = [each.nbytes for each in made if isinstance(each, torch.Tensor)]
-    assert layout.bytes_of_layout(made) == sum(tables) - shared
+    assert bytes_of(made) == sum(tables) - shared
 
 
 # --- Tables on a GPU, which the CPU stands in for ---------------------------------------------
@@ -163,9 +173,10 @@ def gpu(monkeypatch):
         capturing: whether a CUDA graph is captured, to be changed.
         events: ``'made'`` and ``'waited'``, in order.
         alive: of each wait, whether the tensor that ``watched`` refers to was there.
+        held: references to tensors whose memory waits for the current stream.
     """
     state = SimpleNamespace(
-        device=torch.device('cuda', 0), capturing=False, events=[], alive=[], watched=None
+        device=torch.device('cuda', 3), capturing=False, events=[], alive=[], watched=None, held=[]
     )
 
     def make_on_cpu(keys, device):
@@ -183,6 +194,14 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, 'synchronize', wait)
     monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: state.capturing)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 3)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: 'current')
+
+    def record_stream(tensor, stream):
+        assert stream == 'current'
+        state.held.append(weakref.ref(tensor))
+
+    monkeypatch.setattr(Tensor, 'record_stream', record_stream)
     return state
 
 
@@ -218,3 +237,19 @@ def test_the_gpu_is_done_with_tables_before_they_are_freed(gpu):
     cache.get(GEOMETRY.keys(31, 30), gpu.device)
     assert gpu.alive == [True, True]  # when the others were made, and when these were let go
     assert gpu.watched() is None
+
+
+def test_tables_that_are_let_go_outlive_the_work_of_who_still_holds_them(gpu):
+    """Their memory is the making stream's, which would use it again at once."""
+    cache = gpu.cache(1)
+    first = cache.get(GEOMETRY.keys(20, 30), gpu.device)
+    assert not gpu.held
+    cache.get(GEOMETRY.keys(31, 30), gpu.device)
+    tensors = {id(each) for each in (*first, *(first.runs or ())) if isinstance(each, Tensor)}
+    assert {id(each()) for each in gpu.held} == tensors
+
+
+def test_a_device_without_a_number_is_the_current_one(gpu):
+    cache, keys = gpu.cache(), GEOMETRY.keys(20, 30)
+    assert cache.get(keys, 'cuda') is cache.get(keys, gpu.device)
+    assert gpu.events.count('made') == 1

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from types import EllipsisType
 from typing import NamedTuple
@@ -123,7 +123,7 @@ class KeyTables:
         listed = self.index.numel() + self.num_tokens + 1
         if self.columns is not None:
             listed += self.columns.numel() + sum(map(len, self.offsets)) + 1
-        return bytes_of((*vars(self).values(), *self.offsets)) + 4 * listed
+        return bytes_of([getattr(self, each.name) for each in fields(self)]) + 4 * listed
 
 
 class WindowLists(NamedTuple):

@@ -507,7 +507,8 @@ class FocalTransformer(BaseModule):
         compiling after eight graphs of one function, so its limit is raised.
 
         Args:
-            **options: of :func:`torch.compile`, besides ``dynamic``.
+            **options: of :func:`torch.compile`, besides ``dynamic``. Modes that record CUDA graphs
+                need tables of keys that are there before: run the model once for each size first.
         """
         from torch._dynamo import config  # a second of time, for those who compile
 

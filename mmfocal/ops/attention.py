@@ -145,7 +145,7 @@ def focal_attention(
         return focal_attention_reference(qkv, keys, bias, scale, dropout_p)
     call = _as_numbers(keys, scale, backend)
     device = qkv.device.type
-    if not runs_eagerly(qkv, bias) or device == 'meta' or not torch.is_autocast_enabled(device):
+    if not runs_eagerly(qkv, bias) or not torch.is_autocast_enabled(device):
         return _attend(qkv, bias, *call)[0]
     return _under_autocast(qkv, bias, *call)[0]
 

@@ -97,6 +97,8 @@ def register(
 def runs_eagerly(*tensors: Tensor) -> bool:
     """Whether operators just run: nothing compiles, traces, fakes, transforms or counts them.
 
+    Tensors without memory, of the device ``meta``, do not.
+
     Kernels are then launched without PyTorch's dispatcher in between, whose work in Python takes
     the host as long as several launches.
     """
@@ -105,7 +107,7 @@ def runs_eagerly(*tensors: Tensor) -> bool:
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_tracing_state() is None
-        and all([type(each) in (Tensor, nn.Parameter) for each in tensors])
+        and all([type(t) in (Tensor, nn.Parameter) and not t.is_meta for t in tensors])
     )
 
 

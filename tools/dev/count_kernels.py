@@ -43,7 +43,7 @@ from mmfocal.geometry import FocalKeys
 from mmfocal.models.settings import ARCH_SETTINGS
 from mmfocal.ops import attention, registration
 from mmfocal.ops import triton as kernels
-from mmfocal.ops.triton import backward_pass, forward_pass
+from mmfocal.ops.triton import backward_pass, forward_pass, layout
 from tools.dev.timing.cases import FAST, YARDSTICK, backbones
 
 TYPES = {
@@ -235,8 +235,7 @@ def recording(architecture: int) -> Iterator[Recorder]:
                 stack.enter_context(patch.object(home, name, table))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         capability = divmod(architecture, 10)
-        for module in (forward_pass, backward_pass):
-            stack.enter_context(patch.object(module, 'capability_of', lambda device: capability))
+        stack.enter_context(patch.object(layout, 'capability_of', lambda device: capability))
         for function in filter(None, forget):
             function.cache_clear()
             stack.callback(function.cache_clear)

@@ -9,6 +9,7 @@ from the log-sum-exps that the forward pass kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,9 @@ from .layout import (
     QUERY_LAUNCH,
     SUM_LAUNCH,
     TILE,
+    Launch,
     Layout,
-    capability_of,
+    launch_of,
     layout_of,
 )
 
@@ -192,6 +194,7 @@ def key_grad_kernel(
     run_starts_ptr,
     workspace_ptr,
     grad_bias_ptr,
+    scale,
     scale_log2,
     num_tokens,
     num_outputs,
@@ -221,8 +224,8 @@ def key_grad_kernel(
     Grid: tiles of slots times tiles of queries, heads of the group, runs. A run is of
     ``per_program`` windows, counted through all images of the group; or where keys have columns a
     run of ``ColumnRuns`` in ``per_program`` images, one of ``num_parts``. Scores are transposed,
-    slots by queries, so that they are multiplied on as they are. Gradients of keys lack the scale.
-    The bias gradient is a sum over the run; it ``ADDS`` to what was left there for other images.
+    slots by queries, so that they are multiplied on as they are. The bias gradient is a sum over
+    the run; it ``ADDS`` to what was left there for other images.
     """
     tiles: tl.constexpr = QUERIES // TILE
     step: tl.constexpr = 3 * HEADS * DIM
@@ -298,7 +301,7 @@ def key_grad_kernel(
         to_ptr += row * (2 * DIM * GROUP_HEADS)
         rows = tl.where(slots < LISTED, slots, -1)
         step_to: tl.constexpr = 2 * DIM * GROUP_HEADS
-        store_rows(to_ptr, grad_key, rows, step_to, channels, DIM)
+        store_rows(to_ptr, grad_key * scale, rows, step_to, channels, DIM)
         store_rows(to_ptr + DIM * GROUP_HEADS, grad_value, rows, step_to, channels, DIM)
 
     if BIAS_NEEDS_GRAD:
@@ -341,7 +344,6 @@ def sum_by_token_kernel(
     entries_ptr,
     offsets_ptr,
     grad_qkv_ptr,
-    scale,
     num_tokens,
     num_map_tokens,
     num_windows,
@@ -370,7 +372,6 @@ def sum_by_token_kernel(
     grad_qkv_ptr += (first_image + image) * num_tokens * (3 * HEADS * DIM)
     grad_qkv_ptr += first_head * DIM + (block % blocks) * CHANNELS
     to_ptr = grad_qkv_ptr + (1 + block // blocks) * (HEADS * DIM)
-    factor = tl.where(block < blocks, scale, 1.0)
     map_blocks = (num_map_tokens + MAP_TOKENS - 1) // MAP_TOKENS
     if tl.program_id(0) < map_blocks:
         tokens = tl.program_id(0) * MAP_TOKENS + tl.arange(0, MAP_TOKENS)
@@ -383,7 +384,7 @@ def sum_by_token_kernel(
                 workspace_ptr, entries_ptr, first + nth, last, step, channels, LISTED, QUERY_TILES
             )
         rows_ptr = to_ptr + tokens[:, None] * (3 * HEADS * DIM) + channels[None, :]
-        tl.store(rows_ptr, (sums * factor).to(to_ptr.dtype.element_ty), mask=real[:, None])
+        tl.store(rows_ptr, sums.to(to_ptr.dtype.element_ty), mask=real[:, None])
     else:
         token = num_map_tokens + tl.program_id(0) - map_blocks
         begin, end = tl.load(offsets_ptr + token), tl.load(offsets_ptr + token + 1)
@@ -394,7 +395,7 @@ def sum_by_token_kernel(
                 workspace_ptr, entries_ptr, places, end, step, channels, LISTED, QUERY_TILES
             )
         at = token * (3 * HEADS * DIM) + channels
-        tl.store(to_ptr + at, (tl.sum(parts, 0) * factor).to(to_ptr.dtype.element_ty))
+        tl.store(to_ptr + at, tl.sum(parts, 0).to(to_ptr.dtype.element_ty))
         if block < blocks:
             tl.store(grad_qkv_ptr + at, tl.zeros([CHANNELS], to_ptr.dtype.element_ty))
 
@@ -503,6 +504,10 @@ class _Pass(NamedTuple):
         """Columns of the bias, where it has some."""
         return self.tiled.shape[1]
 
+    def launch_of(self, launches: Mapping[int, Launch]) -> Launch:
+        """How one of its kernels is compiled."""
+        return launch_of(launches, self.qkv, self.constants['BLOCK_DIM'])
+
 
 def run_backward(
     grad_out: Tensor,
@@ -554,7 +559,7 @@ def run_backward(
 
 
 def _query_gradients(call: _Pass) -> None:
-    layout, how = call.layout, QUERY_LAUNCH[call.qkv.element_size()]
+    layout, how = call.layout, call.launch_of(QUERY_LAUNCH)
     batch, num_tokens, _, heads, _ = call.qkv.shape
     launch(
         query_grad_kernel,
@@ -573,7 +578,7 @@ def _query_gradients(call: _Pass) -> None:
             call.columns,
         ),
         dict(call.constants, OPEN_SLOTS=layout.open_slots, PRECISION=how.precision),
-        how.options(call.constants['BLOCK_DIM'], capability_of(call.qkv.device)),
+        how.options(),
     )
 
 
@@ -581,7 +586,7 @@ def _key_gradients(
     call: _Pass, plan: _Plan, group: _Group, workspace: Tensor, partial: Tensor | None
 ) -> None:
     """Fills the workspace, and the partial sums of the bias gradient if they are wanted."""
-    layout, how = call.layout, KEY_LAUNCH[call.qkv.element_size()]
+    layout, how = call.layout, call.launch_of(KEY_LAUNCH)
     launch(
         key_grad_kernel,
         (layout.slot_tiles * layout.query_tiles, len(group.heads), plan.runs),
@@ -592,6 +597,7 @@ def _key_gradients(
             *(workspace, partial),
         ),
         (
+            call.scale,
             call.scale * LOG2_E,
             call.qkv.shape[1],
             layout.num_outputs,
@@ -611,7 +617,7 @@ def _key_gradients(
             ADDS=group.images.start > 0,
             PRECISION=how.precision,
         ),
-        how.options(call.constants['BLOCK_DIM'], capability_of(call.qkv.device)),
+        how.options(),
     )
 
 
@@ -630,7 +636,6 @@ def _sum_by_token(call: _Pass, group: _Group, workspace: Tensor) -> None:
         ),
         (workspace, layout.entries, layout.offsets, call.grad_qkv),
         (
-            call.scale,
             num_tokens,
             layout.num_map_tokens,
             layout.num_windows,

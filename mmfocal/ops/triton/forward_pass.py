@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mmfocal.geometry import FocalKeys
 
-from .launching import kernel, launch
-from .layout import FORWARD_LAUNCH, LOG2_E, TILE, Layout, capability_of, layout_of, tiled_bias
+from .launching import check_count, kernel, launch
+from .layout import FORWARD_LAUNCH, LOG2_E, TILE, Layout, launch_of, layout_of, tiled_bias
 
 
 @triton.jit
@@ -198,15 +198,16 @@ def run_forward(
     qkv: Tensor, keys: FocalKeys, bias: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output of :func:`mmfocal.ops.focal_attention`, and what ``empty_kept`` is for."""
+    batch, num_tokens, _, heads, dim = qkv.shape
+    check_count(num_tokens * 3 * heads * dim)
     qkv = qkv.contiguous()
     layout = layout_of(keys, qkv.device)
-    batch, num_tokens, _, heads, dim = qkv.shape
     windows, outputs = layout.num_windows, layout.num_outputs
     out = qkv.new_empty(batch, outputs, heads, dim)
     filled_queries = layout.query_tiles * TILE
     lse = qkv.new_empty(batch, heads, windows, filled_queries, dtype=torch.float32)
-    how = FORWARD_LAUNCH[qkv.element_size()]
     constants = constants_of(layout, heads, dim)
+    how = launch_of(FORWARD_LAUNCH, qkv, constants['BLOCK_DIM'])
     with torch.cuda.device_of(qkv):
         tiled = tiled_bias(qkv, bias, scale, layout)
         launch(
@@ -215,7 +216,7 @@ def run_forward(
             (qkv, tiled, *tables_of(layout), out, lse),
             (scale * LOG2_E, num_tokens, outputs, windows, bias.shape[2]),
             dict(constants, OPEN_SLOTS=layout.open_slots, PRECISION=how.precision),
-            how.options(constants['BLOCK_DIM'], capability_of(qkv.device)),
+            how.options(),
         )
     return out, lse, tiled
 

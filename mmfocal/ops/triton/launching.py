@@ -42,6 +42,15 @@ def ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
+def check_count(count: int) -> None:
+    """Raises ValueError for more numbers of an image than kernels count in 32 bits."""
+    if count >= 2**31:
+        raise ValueError(
+            f'the kernels of focal attention take fewer than {2**31:,} numbers of an image, and '
+            f"there are {count:,}; take smaller images, or attention_backend='gather_sdpa'"
+        )
+
+
 def launch(
     function: Any,
     grid: tuple[int, int, int],

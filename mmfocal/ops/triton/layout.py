@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,14 +28,14 @@ HOPPER = 9, 0  # its compute capability
 
 
 class Launch(NamedTuple):
-    """How a kernel is compiled, by the bytes of a number of its inputs.
+    """How a kernel is compiled.
 
     With 16-bit inputs, 128 registers let four programs share a multiprocessor of a Hopper GPU, and
     168 three; of what was tried on an H200 with heads of 32 channels, these were the fastest
     (``docs/tables/benchmark_gpu.md``). Heads of other widths have as many as they need. Other
     GPUs keep the operands of products in registers, so that a kernel may need more there.
     Products of float32 are made of three of TensorFloat-32, which comes to its accuracy, except
-    where that would take more registers than there are. ``python -m
+    where that would take more registers than there are, or more shared memory. ``python -m
     tools.dev.count_kernels`` prints what the kernels need.
     """
 
@@ -44,18 +45,16 @@ class Launch(NamedTuple):
     maxnreg_elsewhere: int | None = None  # on other GPUs, if another
     precision: str = 'tf32x3'
 
-    def options(
-        self, block_dim: int = 0, capability: tuple[int, int] = HOPPER
-    ) -> dict[str, int | None]:
-        """Of the compiler, for heads that fill ``block_dim`` channels on such a GPU."""
-        other = self.maxnreg_elsewhere if capability != HOPPER else None
-        most = other or self.maxnreg if block_dim == 32 else None
-        return dict(num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=most)
+    def options(self) -> dict[str, int | None]:
+        """Of the compiler."""
+        return dict(num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=self.maxnreg)
 
 
+IN_FULL = Launch(8, 1, precision='ieee')
+# By the bytes of a number of the inputs.
 FORWARD_LAUNCH = {2: Launch(4, 2, maxnreg=128), 4: Launch(4, 3)}
 QUERY_LAUNCH = {2: Launch(4, 2, maxnreg=128, maxnreg_elsewhere=168), 4: Launch(4, 3)}
-KEY_LAUNCH = {2: Launch(4, 2, maxnreg=168), 4: Launch(8, 1, precision='ieee')}
+KEY_LAUNCH = {2: Launch(4, 2, maxnreg=168), 4: IN_FULL}
 SUM_LAUNCH = Launch(4, 3)  # what sums, or moves, without products
 # Where the bias over the scale has the range and precision that it needs in float16: these are the
 # scales of heads of 1 to 4096 channels.
@@ -137,6 +136,27 @@ def capability_of(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == 'cuda' else HOPPER
 
 
+def launch_of(launches: Mapping[int, Launch], qkv: Tensor, block_dim: int) -> Launch:
+    """How a kernel of attention is compiled for such inputs, and for their GPU.
+
+    Args:
+        launches: of the kernel, by the bytes of a number.
+        qkv: as for :func:`mmfocal.ops.focal_attention`.
+        block_dim: channels that a head fills.
+    """
+    on_hopper = capability_of(qkv.device) == HOPPER
+    if qkv.dtype == torch.float32 and block_dim > 32 and not on_hopper:
+        # Three products would need 113 KiB of shared memory, of which GeForce cards give a program
+        # 99, and on an A100 would spill thousands of bytes.
+        return IN_FULL
+    launch = launches[qkv.element_size()]
+    if block_dim != 32:
+        return launch._replace(maxnreg=None)
+    if not on_hopper and launch.maxnreg_elsewhere:
+        return launch._replace(maxnreg=launch.maxnreg_elsewhere)
+    return launch
+
+
 def column_runs(columns: Tensor, count: int) -> ColumnRuns:
     """The runs of windows with the same columns.
 
@@ -154,12 +174,7 @@ def column_runs(columns: Tensor, count: int) -> ColumnRuns:
     return ColumnRuns(windows.int(), starts.int(), entries, offsets)
 
 
-def bytes_of_layout(layout: Layout) -> int:
-    """Memory that its tables take."""
-    return bytes_of((*layout, *(layout.runs or ())))
-
-
-layouts = TableCache(make_layout, bytes_of_layout, LAYOUT_BYTES)
+layouts = TableCache(make_layout, bytes_of, LAYOUT_BYTES)
 layout_of = layouts.get
 
 

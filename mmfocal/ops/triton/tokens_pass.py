@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launching import ceil_div, kernel, launch
+from .launching import ceil_div, check_count, kernel, launch
 from .layout import SUM_LAUNCH
 
 # Numbers of a window's tile of places and channels that a program holds at most, and a thread.
@@ -204,6 +204,7 @@ def run_forward(x: Tensor, weight: Tensor, bias: Tensor, window_size: int, out: 
     """Writes the tokens of :func:`mmfocal.ops.focal_tokens` to ``out``."""
     batch, height, width, channels = x.shape
     plan = plan_of(batch, height, width, channels, window_size)
+    check_count(plan.rows * plan.cols * (window_size**2 + 1) * channels)
     with torch.cuda.device_of(x):
         launch(
             tokens_kernel,

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmfocal.geometry import ClosestGeometry, FocalGeometry, FocalKeys
+from mmfocal.geometry.caching import bytes_of
 
 from .cases import FAST, FOCAL_WINDOWS
 from .measure import synchronize
@@ -58,10 +59,10 @@ def kinds_of_tables() -> dict[str, Tables]:
 
     kinds = {'gather_sdpa': Tables(complete, lambda tables: tables.bytes())}
     try:
-        from mmfocal.ops.triton.layout import bytes_of_layout, make_layout
+        from mmfocal.ops.triton.layout import make_layout
     except ImportError:
         return kinds
-    return {'triton': Tables(make_layout, bytes_of_layout)} | kinds
+    return {'triton': Tables(make_layout, bytes_of)} | kinds
 
 
 class OpCounter(TorchDispatchMode):
