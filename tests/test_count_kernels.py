@@ -190,6 +190,14 @@ def test_one_exponential_is_taken_of_each_score(variants, kernel):
     assert not doubled, doubled
 
 
+# What an earlier one makes differs by a few bytes and registers.
+needs_compiler = pytest.mark.skipif(
+    tuple(map(int, triton.__version__.split('.')[:2])) < (3, 7),
+    reason=f'these numbers are of Triton 3.7, and {triton.__version__} is installed',
+)
+
+
+@needs_compiler
 @pytest.mark.parametrize('kernel', ATTENTION)
 def test_kernels_of_attention_keep_to_their_registers(variants, kernel):
     """Four programs of four warps share a multiprocessor's 65,536 registers, or three."""
@@ -207,6 +215,7 @@ def test_kernels_of_attention_keep_to_their_registers(variants, kernel):
 SPILLED = dict.fromkeys(QUERY_KERNELS, 0) | dict(key_grad_kernel=32)
 
 
+@needs_compiler
 def test_other_kernels_spill_nothing(variants):
     others = [variant for variant in variants if variant.name not in ATTENTION]
     codes = {variant: code_of(variant) for variant in others}
@@ -260,7 +269,10 @@ def test_other_dtypes_and_gpus(dtype, architecture, settings):
 
 @pytest.mark.parametrize('architecture', [80, 86, 120])
 def test_wide_heads_in_float32_fit_other_gpus(architecture):
-    """GeForce cards give a program 99 KiB of shared memory; an A100's assembler may give up."""
+    """GeForce cards give a program 99 KiB of shared memory.
+
+    Where NVIDIA's assembler gives up, as it may for an A100, it spills 7 KB and more.
+    """
     arch = dict(embed_dims=64, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
     case = case_of(dict(FIRST, arch=arch, use_shift=True, border='mask'), DETECTION, 2)
     variants = named(variants_of({'': case}, [torch.float32], [architecture]), *ATTENTION)
@@ -269,7 +281,7 @@ def test_wide_heads_in_float32_fit_other_gpus(architecture):
     for variant in kinds.values():
         code = code_of(variant)
         assert code.shared_bytes <= 99 * 1024, (variant.name, code.shared_bytes)
-        assert code.frame_bytes <= (256 if variant.name in QUERY_KERNELS else 768), variant.name
+        assert code.frame_bytes <= (256 if variant.name in QUERY_KERNELS else 2048), variant.name
 
 
 def test_code_is_what_the_assembler_reports(tmp_path):
