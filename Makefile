@@ -45,8 +45,9 @@ demo: env
 demo-seg: env
 	@$(PY) tools/demo.py segmentation
 
+# On the CPU, also where there are GPUs, which `make gpu-check` tests.
 test: lint
-	@$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
+	@CUDA_VISIBLE_DEVICES= $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 coverage: env
 	@$(PY) -m coverage run -m pytest $(TESTS)

@@ -501,6 +501,18 @@ def test_names_of_label_maps_and_bars_are_escaped():
     assert len(lines) > 3 and all(map(str.isprintable, lines)), lines
 
 
+@pytest.mark.parametrize('rank', ['0', '3'])
+@pytest.mark.parametrize('kind', [UserError, SampleError])
+def test_errors_that_one_process_has_alone_are_told_by_it(monkeypatch, capsys, kind, rank):
+    monkeypatch.setenv('RANK', rank)
+    with pytest.raises(SystemExit) as end, user_errors_without_trace():
+        raise kind('17.jpg')
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert ('17.jpg' in told) == (rank == '0' or kind is SampleError)
+    assert ('Process 3' in told) == (rank == '3' and kind is SampleError)
+
+
 def test_errors_are_printed_without_control_characters():
     for error in (UserError(f'{FORGED}x'), SampleError(f'{FORGED}x')):
         printed = StringIO()

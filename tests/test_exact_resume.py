@@ -15,6 +15,7 @@ import zipfile
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -33,6 +34,7 @@ from torch.utils.data import IterableDataset
 
 from mmfocal.engine import install_safe_loading, settings
 from mmfocal.engine.checkpoints import AtomicBackend, latest_valid
+from mmfocal.engine.hooks import run_state
 from mmfocal.engine.hooks.run_state import RunStateHook
 from mmfocal.engine.start import begun
 from mmfocal.utils.errors import UserError
@@ -280,6 +282,40 @@ def test_checkpoint_of_a_request_stays_if_it_is_a_regular_one(tmp_path, interval
     train_until_asked_to_end(config(tmp_path, False, **options), 'train', 3)
     train(config(tmp_path, False, **options), resume=True)
     assert (tmp_path / 'iter_4.pth').is_file() == (interval == 4)
+
+
+def test_processes_are_asked_after_batches_that_all_have(monkeypatch):
+    """A sampler may give one process a batch more, after which the others would not answer."""
+    asked = []
+
+    def all_reduce(tensor, operation):
+        if operation == 'min':
+            tensor.fill_(2)  # of the other process
+        else:
+            asked.append(int(tensor))
+
+    monkeypatch.setattr(run_state, 'get_world_size', lambda: 2)
+    monkeypatch.setattr(run_state, 'all_reduce', all_reduce)
+    loop = SimpleNamespace(dataloader=[1, 2, 3])
+    hook, runner = RunStateHook(), SimpleNamespace(seed=0, iter=5, val_loop=loop)
+    hook.before_val_epoch(runner)
+    for batch in range(3):
+        hook.after_val_iter(runner, batch)
+    assert asked == [0, 0]
+
+
+def test_scaler_that_was_off_is_not_resumed():
+    """A run in bfloat16 that goes on in float16; of several optimizers, too."""
+    first = dict(loss_scaler={}, state={}, param_groups=[])
+    second = dict(loss_scaler=dict(scale=4.0), state={}, param_groups=[])
+    checkpoint = dict(meta=dict(seed=0), optimizer=dict(first=first, second=second))
+    runner = SimpleNamespace(_resume=True, seed=0, optim_wrapper=None, train_dataloader=None)
+    hook = RunStateHook()
+    hook._data_order = dict(files=1)
+    hook.after_load_checkpoint(runner, checkpoint)
+    assert 'loss_scaler' not in first and second['loss_scaler'] == dict(scale=4.0)
+    scaler = torch.amp.GradScaler('cpu', enabled=False)
+    assert scaler.state_dict() == {}, 'what a scaler that is off gives'
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1])

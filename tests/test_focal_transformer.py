@@ -329,6 +329,23 @@ def test_compiled_blocks_are_whole_graphs_in_training(name):
     train_in_whole_graphs(small(**ONE_BLOCK, focal_windows=3, **SETTINGS[name]))
 
 
+def test_compiled_blocks_train_in_distributed_runs(tmp_path):
+    """Blocks have more parameters than the first bucket of gradients, a mebibyte."""
+    torch._dynamo.reset()
+    arch = dict(embed_dims=192, depths=(2,), num_heads=(6,))
+    model = small(**ONE_BLOCK | dict(arch=arch, focal_windows=3, drop_path_rate=0.2))
+    model.compile_blocks(backend='aot_eager')
+    options = dict(init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+    torch.distributed.init_process_group('gloo', **options)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(model)
+        for size in ((64, 96), (75, 110)):
+            sum(out.square().mean() for out in wrapped(torch.randn(2, 3, *size))).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not [name for name, p in model.named_parameters() if not p.grad.any()]
+
+
 def test_compiled_blocks_make_a_bounded_number_of_graphs():
     arch = dict(embed_dims=8, depths=(2,), num_heads=(2,))
     model = small(arch=arch, focal_stages=(0,), focal_windows=3, out_indices=(0,)).eval()

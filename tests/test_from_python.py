@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -236,6 +237,20 @@ def test_instances_of_before_are_neither_used_nor_lost(monkeypatch):
     for kind in (DefaultScope, MMLogger):
         assert issubclass(kind, ManagerMixin)
         del kind._instance_dict['of a notebook']
+
+
+@pytest.mark.parametrize('error', [None, SystemExit, ZeroDivisionError, KeyboardInterrupt])
+def test_a_run_that_fails_does_not_wait_for_the_processes_of_its_group(tmp_path, error):
+    """To leave a group of GPUs takes all its processes, and the others know of no error."""
+    options = dict(init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+    with nullcontext() if error is None else pytest.raises(error), left_as_found():
+        torch.distributed.init_process_group('gloo', **options)
+        if error is not None:
+            raise error
+    stays = torch.distributed.is_initialized()
+    if stays:
+        torch.distributed.destroy_process_group()
+    assert stays == (error not in (None, SystemExit))
 
 
 # Threads of OpenCV's that a forked process does not have.

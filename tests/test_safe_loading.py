@@ -644,6 +644,15 @@ def test_every_scheme_is_answered_here():
     assert CheckpointLoader._get_checkpoint_loader('a/b.pth') is load_from_weights_only
 
 
+def test_runs_are_loaded_to_the_cpu_whatever_is_asked_for(tmp_path):
+    """PyTorch leaves Adam's counters where they are loaded to."""
+    install_safe_loading()
+    state = {0: dict(step=torch.tensor(3.0), exp_avg=torch.ones(2))}
+    torch.save(dict(state_dict={}, optimizer=dict(state=state)), tmp_path / 'run.pth')
+    loaded = CheckpointLoader.load_checkpoint(str(tmp_path / 'run.pth'), map_location='meta')
+    assert [each.device.type for each in loaded['optimizer']['state'][0].values()] == ['cpu'] * 2
+
+
 def test_paths_and_urls_load_alike(site):
     folder, address, requests = site
     (folder / 'other').mkdir()

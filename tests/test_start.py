@@ -727,6 +727,19 @@ def test_run_that_fails_leaves_signals_and_the_folder(toy, monkeypatch):
     assert Path('run', NAME).read_bytes() == b''
 
 
+def test_processes_of_mpi_have_the_gpu_of_their_number(monkeypatch):
+    joined = []
+    monkeypatch.setattr(settings, 'init_dist', lambda launcher, **_: joined.append(launcher))
+    monkeypatch.setenv('MASTER_ADDR', 'localhost')
+    monkeypatch.setenv('LOCAL_RANK', '0')  # as without torchrun
+    monkeypatch.delenv('OMPI_COMM_WORLD_LOCAL_RANK', raising=False)
+    with pytest.raises(UserError, match='OMPI_COMM_WORLD_LOCAL_RANK'):
+        settings.set_launcher(Config(), 'mpi')
+    monkeypatch.setenv('OMPI_COMM_WORLD_LOCAL_RANK', '3')
+    settings.set_launcher(Config(), 'mpi')
+    assert joined == ['mpi'] and os.environ['LOCAL_RANK'] == '3'
+
+
 def test_config_without_a_file_needs_a_work_folder():
     with pytest.raises(UserError, match='work_dir'):
         settings.set_work_dir(Config(dict()), None)

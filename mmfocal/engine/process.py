@@ -28,17 +28,19 @@ def left_as_found() -> Iterator[None]:
     mmengine keeps loggers, visualizers and default scopes of a process by name: without this, a
     second run would write into the log of the first, whose visualizer has the same name, and a
     detector's scope would stay for what comes next. Random numbers, PyTorch's deterministic mode
-    and the process group are put back as well.
+    and the process group are put back as well; of a run that fails the group stays, since its
+    process is about to end.
     """
     before = {kind: dict(kind._instance_dict) for kind in _managers(ManagerMixin)}
     for kind in before:
         kind._instance_dict.clear()
     generators, restore_modes = generator_states(), _modes()
-    had_group = torch.distributed.is_initialized()
+    had_group, failed = torch.distributed.is_initialized(), False
     try:
         with without_warnings_of_others():
             yield
-    except BaseException:
+    except BaseException as error:
+        failed = not isinstance(error, SystemExit)  # which all processes come to together
         for each in _instances(Visualizer):
             with suppress(Exception):  # the error of the run is the one to tell
                 each.close()
@@ -53,7 +55,9 @@ def left_as_found() -> Iterator[None]:
             kind._instance_dict.update(before.get(kind, {}))
         restore_generators(generators)
         restore_modes()
-        if torch.distributed.is_initialized() and not had_group:
+        # NCCL would wait for the other processes, which do not know that this one failed, and the
+        # error would be told to nobody.
+        if torch.distributed.is_initialized() and not had_group and not failed:
             torch.distributed.destroy_process_group()
 
 

@@ -52,7 +52,7 @@ LAUNCHERS = {
     'none': (),
     'pytorch': ('RANK', 'WORLD_SIZE'),
     'slurm': ('SLURM_PROCID', 'SLURM_NTASKS'),
-    'mpi': ('MASTER_ADDR',),
+    'mpi': ('MASTER_ADDR', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
 
 
@@ -104,6 +104,8 @@ def set_launcher(cfg: Config, launcher: str) -> None:
                 find_unused_parameters=cfg.get('find_unused_parameters', False),
             )
     else:
+        if launcher == 'mpi':  # mmengine takes the GPU of this number, but wraps for LOCAL_RANK's
+            os.environ['LOCAL_RANK'] = os.environ['OMPI_COMM_WORLD_LOCAL_RANK']
         init_dist(launcher, **((cfg.get('env_cfg') or {}).get('dist_cfg') or {}))
 
 

@@ -101,8 +101,8 @@ class Preprocessing(nn.Module):
         self.pad_value = float(getattr(preprocessor, 'pad_value', 0))
         self.normalises = preprocessor._enable_normalize
         if self.normalises:
-            self.register_buffer('mean', preprocessor.mean.view(1, 3, 1, 1).clone())
-            self.register_buffer('std', preprocessor.std.view(1, 3, 1, 1).clone())
+            self.register_buffer('mean', preprocessor.mean.cpu().view(1, 3, 1, 1).clone())
+            self.register_buffer('std', preprocessor.std.cpu().view(1, 3, 1, 1).clone())
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 RGB ``(B, 3, H, W)`` to what the backbone takes."""

@@ -115,10 +115,11 @@ def compare(
         ValueError: an output has another shape than the model's.
     """
     parity = Parity(detections=0 if isinstance(graph, DetectorGraph) else None)
+    device = next(model.parameters()).device
     for size in sizes:
         image = (image_of or graph.image)(*size)
         with torch.no_grad():
-            expected = graph.expected(model, image)
+            expected = [each.cpu() for each in graph.expected(model, image.to(device))]
         got = [np.asarray(output) for output in run(image)]
         if isinstance(graph, DetectorGraph):
             right = [each.numpy() for each in expected]

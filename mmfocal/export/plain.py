@@ -30,13 +30,13 @@ def exportable(model: nn.Module) -> nn.Module:
         model: a backbone of mmfocal, or a model that has one. It is left as it is.
 
     Returns:
-        The copy, in evaluation mode, without gradients. It computes what the model does, but for
-        rounding.
+        The copy, in evaluation mode, without gradients, on the CPU. It computes what the model
+        does, but for rounding.
 
     Raises:
         UserError: a backbone whose keys do not follow from sizes by arithmetic.
     """
-    model = deepcopy(model).eval().requires_grad_(False)
+    model = deepcopy(model).cpu().eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, FocalTransformer) and module.absolute_pos_embed is not None:
             raise UserError(

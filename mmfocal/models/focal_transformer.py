@@ -513,6 +513,9 @@ class FocalTransformer(BaseModule):
         from torch._dynamo import config  # a second of time, for those who compile
 
         config.recompile_limit = max(config.recompile_limit, GRAPHS_OF_A_STAGE * len(self.stages))
+        # In a distributed run a block would be cut where a bucket of gradients ends, and its parts
+        # cannot hand each other symbolic sizes. Gradients are exchanged between blocks anyway.
+        config.optimize_ddp = False
         for stage in self.stages:
             for block in stage.blocks:
                 block.compile(dynamic=True, **options)

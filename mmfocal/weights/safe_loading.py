@@ -108,11 +108,17 @@ def load_from_weights_only(filename: str, map_location: Any = None) -> dict:
     :func:`~mmfocal.weights.embedded_config.config_of` takes the second, what that has read is
     written in its place.
 
+    Args:
+        filename: of the checkpoint.
+        map_location: ignored. Everything is loaded to the CPU, and copied to its place by whoever
+            asked. mmengine would load a whole run to the GPU, where PyTorch would leave Adam's
+            counters, and wait for each of them in every step.
+
     Raises:
         CheckpointError: as for :func:`load_checkpoint_file`, or tensors of a model are no weights
             that anything can be computed with; which ones.
     """
-    checkpoint = load_checkpoint_file(filename, map_location)
+    checkpoint = load_checkpoint_file(filename)
     _check_weights(checkpoint, filename)
     text = embedded_text(checkpoint)
     for path in (('meta',), ('message_hub', 'runtime_info')):

@@ -26,6 +26,8 @@ FROM_WORKER = 'Caught '
 class SampleError(UserError):
     """A sample could not be loaded; the message names its file and the reason."""
 
+    of_one_process = True
+
     def __init__(self, message: str) -> None:
         if message.startswith(FROM_WORKER):
             message = message.rpartition(f'{type(self).__name__}: ')[2].rstrip()

@@ -55,6 +55,7 @@ class RunStateHook(Hook):
         self.handlers: dict[int, Any] = {}
         self._superseded: Path | None = None  # a checkpoint, by the next that is written
         self._num_saved = 0
+        self._batches_of_all = 0  # of a validation, that every process has
         self._data_order: dict[str, Any] = {}
 
     def listen(self) -> None:
@@ -122,6 +123,7 @@ class RunStateHook(Hook):
         state = checkpoint.pop(KEY, None)
         if not runner._resume:
             return
+        _remove_empty_scalers(checkpoint.get('optimizer'))
         meta = checkpoint['meta']
         here, there = self._order(runner), (state or {}).get('order', {})
         there.setdefault('seed', meta.get('seed'))
@@ -193,6 +195,10 @@ class RunStateHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Lets what validation draws, if anything, follow from the iteration as well."""
         seed_generators(derived_seed(runner.seed, get_rank(), runner.iter, 0, 0))
+        batches = torch.tensor(len(runner.val_loop.dataloader))
+        if get_world_size() > 1:
+            all_reduce(batches, 'min')  # a sampler may give some processes one more
+        self._batches_of_all = int(batches)
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
         """Remembers that it is done."""
@@ -205,9 +211,9 @@ class RunStateHook(Hook):
         if self._is_to_end():
             _save_and_end(runner, runner.iter + 1)
 
-    def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+    def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Saves and ends if asked to; the validation is made up for later."""
-        if self._is_to_end():
+        if batch_idx < self._batches_of_all and self._is_to_end():
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     # It has put averages in the place of the weights, which saving counts on.
@@ -277,6 +283,19 @@ def _save_and_end(runner: Runner, iteration: int) -> None:
             file.write(os.path.join(out_dir, name).encode())
     runner.logger.info(f'Asked to end: saved {name} in {out_dir}. --resume resumes from there.')
     sys.exit(EXIT_STATUS)
+
+
+def _remove_empty_scalers(optimizer: Any) -> None:
+    """Removes scalers of losses that a run in bfloat16 had switched off, from all optimizers.
+
+    PyTorch refuses them where losses are scaled now, as on a GPU without bfloat16.
+    """
+    if not isinstance(optimizer, dict):
+        return
+    if optimizer.get('loss_scaler') == {}:
+        del optimizer['loss_scaler']
+    for each in optimizer.values():
+        _remove_empty_scalers(each)
 
 
 def _module(runner: Runner) -> nn.Module:
