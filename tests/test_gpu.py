@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from mmfocal import FocalTransformer, FocalTransformerFast
 from mmfocal.datasets import prepare_shapes
+from mmfocal.export import BackboneGraph
+from mmfocal.export.parity import SIZES, compare
 from mmfocal.geometry import ClosestGeometry, FocalGeometry, FocalKeys, WindowGeometry
 from mmfocal.geometry.closest import cached_offsets
 from mmfocal.ops import focal_attention
@@ -462,6 +464,15 @@ def test_compiled_blocks_give_the_same_bits_again(backbone, deterministic):
     model.compile_blocks(fullgraph=True)
     first, second = training_step(model, image), training_step(model, image)
     assert not [name for name in first if not torch.equal(first[name], second[name])]
+
+
+def test_model_on_the_gpu_is_exported():
+    arch = dict(embed_dims=32, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8))
+    model = made(FocalTransformer, 'auto', arch).eval()
+    graph = BackboneGraph(model)
+    parity = compare(graph, model, lambda image: [out.numpy() for out in graph(image)], SIZES[:1])
+    assert max(parity.worst.values()) < 1e-3
+    assert next(model.parameters()).is_cuda
 
 
 # --- Tools ----------------------------------------------------------------------------------
