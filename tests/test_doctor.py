@@ -409,7 +409,7 @@ def test_opencv_without_desktop_libraries(install, monkeypatch):
     assert problem.command.endswith('opencv-python-headless')
 
 
-@pytest.mark.parametrize('part', ['models', 'datasets', 'evaluation'])
+@pytest.mark.parametrize('part', ['models', 'datasets'])
 def test_package_that_only_a_part_of_a_family_imports(install, monkeypatch, part):
     install(OFFICIAL, pkg_resources=False)
     error = ModuleNotFoundError("No module named 'skimage'", name='skimage')

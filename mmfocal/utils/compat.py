@@ -193,13 +193,12 @@ def import_problem(name: str) -> Problem | None:
 
 
 def family_problem(family: str) -> Problem | None:
-    """What keeps the models, data sets or metrics of a family from being imported, or None.
+    """What keeps the models or data sets of a family from being imported, or None.
 
     Args:
         family: of :data:`FAMILIES`.
     """
-    parts = ('models', 'datasets', 'evaluation')
-    return next(filter(None, (import_problem(f'{family}.{part}') for part in parts)), None)
+    return import_problem(f'{family}.models') or import_problem(f'{family}.datasets')
 
 
 def mmcv_ops_problem() -> Problem | None:
