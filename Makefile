@@ -50,7 +50,7 @@ test: lint
 	@CUDA_VISIBLE_DEVICES= $(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 coverage: env
-	@$(PY) -m coverage run -m pytest $(TESTS)
+	@CUDA_VISIBLE_DEVICES= $(PY) -m coverage run -m pytest $(TESTS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report --show-missing --skip-covered
 

@@ -97,10 +97,8 @@ def register(
 def runs_eagerly(*tensors: Tensor) -> bool:
     """Whether operators just run: nothing compiles, traces, fakes, transforms or counts them.
 
-    Tensors without memory, of the device ``meta``, do not.
-
     Kernels are then launched without PyTorch's dispatcher in between, whose work in Python takes
-    the host as long as several launches.
+    the host as long as several launches. Tensors of the device ``meta`` need its fake results.
     """
     return (
         not torch.compiler.is_compiling()

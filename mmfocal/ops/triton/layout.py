@@ -50,7 +50,7 @@ class Launch(NamedTuple):
         return dict(num_warps=self.num_warps, num_stages=self.num_stages, maxnreg=self.maxnreg)
 
 
-IN_FULL = Launch(8, 1, precision='ieee')
+IN_FULL = Launch(8, 1, precision='ieee')  # products of float32 as they are
 # By the bytes of a number of the inputs.
 FORWARD_LAUNCH = {2: Launch(4, 2, maxnreg=128), 4: Launch(4, 3)}
 QUERY_LAUNCH = {2: Launch(4, 2, maxnreg=128, maxnreg_elsewhere=168), 4: Launch(4, 3)}
@@ -149,12 +149,12 @@ def launch_of(launches: Mapping[int, Launch], qkv: Tensor, block_dim: int) -> La
         # Three products would need 113 KiB of shared memory, of which GeForce cards give a program
         # 99, and on an A100 would spill thousands of bytes.
         return IN_FULL
-    launch = launches[qkv.element_size()]
+    chosen = launches[qkv.element_size()]
     if block_dim != 32:
-        return launch._replace(maxnreg=None)
-    if not on_hopper and launch.maxnreg_elsewhere:
-        return launch._replace(maxnreg=launch.maxnreg_elsewhere)
-    return launch
+        return chosen._replace(maxnreg=None)
+    if not on_hopper and chosen.maxnreg_elsewhere:
+        return chosen._replace(maxnreg=chosen.maxnreg_elsewhere)
+    return chosen
 
 
 def column_runs(columns: Tensor, count: int) -> ColumnRuns:
